@@ -1,0 +1,24 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+
+pub mod children;
+pub mod cli;
+pub mod cm;
+pub mod config;
+pub mod core;
+pub mod daemon;
+pub mod document;
+pub mod event_loop;
+pub mod iam;
+pub mod image;
+pub mod jobs;
+pub mod logger;
+pub mod logs;
+pub mod model;
+pub mod monitor;
+pub mod network;
+pub mod ports;
+pub mod probe;
+pub mod rpc;
+pub mod runtime;
+pub mod store;
+pub mod sys;

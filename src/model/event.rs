@@ -1,0 +1,128 @@
+//! What wakes core, and the small vocabularies of the other threads' inboxes.
+//!
+//! STYLE puts the inbox enum into the receiver's module; core's stands here instead, because the
+//! adapters that send to core must not import it.
+
+use std::sync::Arc;
+
+use crate::model::command::CmCommand;
+use crate::model::failure::Failure;
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
+use crate::model::job::{JobDone, Permissions};
+use crate::model::node::NodeInfo;
+use crate::model::status::Alert;
+
+/// Everything that core reacts to.
+#[derive(Debug)]
+pub enum Event {
+    /// A stream to the CM is open and cm-tx has its sending half.
+    CmConnected {
+        session: Session,
+    },
+    CmLost {
+        session: Session,
+    },
+    Cm {
+        session: Session,
+        command: CmCommand,
+    },
+    /// One alert of the ring has left for the CM.
+    AlertSent {
+        session: Session,
+    },
+    Iam(IamEvent),
+    Done(JobDone),
+    /// The init of an instance has ended.
+    Exited {
+        id: InstanceId,
+        exit: Exit,
+    },
+    /// Answer to the newest set of networks: those that could not be set up.
+    NetworksUpdated {
+        failed: Vec<(NetworkId, Failure)>,
+    },
+    Alert(Alert),
+    /// The node configuration file has been written, or not; made by the store.
+    NodeConfigStored {
+        session: Session,
+        result: Result<(), Failure>,
+    },
+    /// The wall clock was set, or the machine resumed.
+    ClockChanged,
+    /// The service watchdog asks whether core still turns.
+    Ping,
+    /// A deadline has come.
+    Tick,
+    Stop,
+}
+
+/// Number of a stream to the CM; what was meant for an older one is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Session(pub u64);
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// Killed, and the group's counter of OOM kills has risen.
+    OutOfMemory,
+    /// Not our child, and no source of the status was left.
+    Lost,
+}
+
+impl Exit {
+    /// Exit code for the status: the code, 128 + signal, 137, or 0 when unknown.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+            Self::OutOfMemory => 137,
+            Self::Lost => 0,
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exited with code {code}"),
+            Self::Signal(signal) => write!(f, "killed by signal {signal}"),
+            Self::OutOfMemory => f.write_str("out of memory"),
+            Self::Lost => f.write_str("exit status lost"),
+        }
+    }
+}
+
+/// What the iam thread reports.
+#[derive(Debug)]
+pub enum IamEvent {
+    NodeInfo(NodeInfo),
+    /// The certificate for the CM is another one now.
+    CertChanged,
+    /// IAM answers; `restarted` = it was away, so it may have lost its registrations.
+    Up {
+        restarted: bool,
+    },
+    Down,
+    Registered {
+        id: InstanceId,
+        result: Result<Arc<str>, Failure>,
+    },
+}
+
+/// What the iam thread is asked.
+#[derive(Clone, PartialEq, Debug)]
+pub enum IamCommand {
+    /// Answered by `IamEvent::Registered` as soon as IAM answers; kept until then.
+    Register {
+        id: InstanceId,
+        ident: InstanceIdent,
+        permissions: Arc<Permissions>,
+    },
+    Unregister {
+        id: InstanceId,
+        ident: InstanceIdent,
+    },
+    Stop,
+}

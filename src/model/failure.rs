@@ -1,0 +1,30 @@
+//! What crosses a port when something went wrong.
+
+use crate::model::status::chain;
+
+/// Why a port call failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The adapter's error with all its causes.
+    pub message: String,
+    /// The same call may succeed later without anybody changing anything.
+    pub transient: bool,
+}
+
+impl Failure {
+    /// Of an adapter's error that stays until somebody changes something.
+    pub fn lasting(error: &dyn std::error::Error) -> Self {
+        Self { message: chain(error), transient: false }
+    }
+
+    /// Of an adapter's error that may go away by itself.
+    pub fn transient(error: &dyn std::error::Error) -> Self {
+        Self { message: chain(error), transient: true }
+    }
+
+    /// A failure that is complete with its text.
+    pub fn text(message: impl Into<String>) -> Self {
+        Self { message: message.into(), transient: false }
+    }
+}

@@ -1,0 +1,181 @@
+//! The outside as the job scripts and core see it: one narrow trait for each party that has a
+//! second implementation (another runtime, the fakes of the simulation).
+//!
+//! All calls block, take `&self` and use model types only. An adapter has an error enum of its own
+//! with operands and sources; at the port it becomes a `Failure`, because all that the callers can
+//! use is the whole text and whether trying again makes sense.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::model::desired::InstanceNetwork;
+use crate::model::event::Exit;
+use crate::model::failure::Failure;
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId, PackageKey};
+use crate::model::job::{InstallPlan, Installed, Record, StartPlan, Started};
+use crate::model::node::Host;
+use crate::model::service::{InstalledService, Quotas, ServiceImage};
+
+/// Containers: crun, runc. Every call is bounded in time.
+pub trait Runtime: Send + Sync {
+    /// Creates the container of a prepared bundle, opens a pidfd of its init and registers it
+    /// with the process manager, so that no exit can be missed. Service code does not run yet.
+    fn create(&self, id: &InstanceId, bundle: &Path, stdio: Stdio) -> Result<Init, Failure>;
+    /// Lets the created container run.
+    fn start(&self, id: &InstanceId) -> Result<(), Failure>;
+    /// Takes over a running container after proving that it is the recorded one, and registers
+    /// its pidfd. Never signals a process.
+    fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure>;
+    /// Kills every process of the instance's control group and waits, bounded, until it is empty.
+    fn kill(&self, id: &InstanceId) -> Result<(), Failure>;
+    /// Removes the runtime's state and the control groups. Unknown id = success.
+    fn delete(&self, id: &InstanceId) -> Result<(), Failure>;
+    /// Ids of everything below our cgroup parent and in the runtime's state directory.
+    fn survey(&self) -> Vec<InstanceId>;
+}
+
+/// The init of a created container.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Init {
+    pub pid: u32,
+    /// Field 22 of `/proc/<pid>/stat`.
+    pub start_time: u64,
+}
+
+/// What a container gets as stdout and stderr; stdin is `/dev/null`.
+#[derive(Debug)]
+pub struct Stdio {
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// Bundles: directory, `config.json`, root file system, record.
+pub trait Bundles: Send + Sync {
+    /// Makes the bundle directory with an empty `mounts/etc`; an old one is removed first.
+    /// Returns the directory.
+    fn prepare(&self, id: &InstanceId) -> Result<PathBuf, Failure>;
+    /// State file, storage directory, mount points, overlay mount and `config.json`.
+    fn build(&self, plan: &StartPlan) -> Result<(), Failure>;
+    /// Path of the bundle of an instance, whether or not it exists.
+    fn path(&self, id: &InstanceId) -> PathBuf;
+    /// Writes the record atomically.
+    fn record(&self, id: &InstanceId, record: &Record) -> Result<(), Failure>;
+    /// Every bundle directory with its record, if that is readable and of this boot.
+    fn survey(&self) -> Vec<(InstanceId, Option<Record>)>;
+    /// Unmounts everything below the bundle and removes it; never crosses into a mount.
+    fn remove(&self, id: &InstanceId) -> Result<(), Failure>;
+}
+
+/// The network of one instance; the net thread does the work.
+pub trait Network: Send + Sync {
+    /// Namespace, veth pair, address, route, `hosts` and `resolv.conf`. A leftover is replaced.
+    fn attach(&self, plan: &NetworkPlan) -> Result<(), Failure>;
+    /// Checks that all of it still stands and takes it over.
+    fn adopt(&self, plan: &NetworkPlan) -> Result<(), Failure>;
+    /// Removes all of it. Unknown id = success.
+    fn detach(&self, id: &InstanceId) -> Result<(), Failure>;
+    /// Ids of the namespaces and links that are ours.
+    fn survey(&self) -> Vec<InstanceId>;
+}
+
+/// What `Network::attach` needs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NetworkPlan {
+    pub id: InstanceId,
+    pub ident: InstanceIdent,
+    pub network_id: NetworkId,
+    pub params: InstanceNetwork,
+    /// Host name from the service configuration; empty = none.
+    pub hostname: String,
+    /// Lines for `hosts` from the resources of the service.
+    pub hosts: Vec<Host>,
+    /// `port[/proto]`, `a-b[/proto]` as the image configuration spells them.
+    pub exposed_ports: Vec<String>,
+    pub quotas: Quotas,
+    /// Directory into which `hosts` and `resolv.conf` are written.
+    pub etc_dir: PathBuf,
+}
+
+/// Standard streams of containers.
+pub trait LogSinks: Send + Sync {
+    /// A sink that outlives the daemon and never blocks the container for long.
+    fn open(&self, plan: &StartPlan) -> Result<Stdio, Failure>;
+    /// The instance is gone: drain what is left and release the spool.
+    fn close(&self, id: &InstanceId) -> Result<(), Failure>;
+    /// Ids that have a spool.
+    fn survey(&self) -> Vec<InstanceId>;
+}
+
+/// Installed packages.
+pub trait Images: Send + Sync {
+    /// One attempt: download, verify, unpack, publish by rename. On failure nothing is left.
+    /// `evicted` gets what had to be removed to make room, also when the install fails.
+    fn install(
+        &self,
+        plan: &InstallPlan,
+        evicted: &mut Vec<PackageKey>,
+    ) -> Result<Installed, Failure>;
+    /// Reads and cheaply checks an installed service.
+    fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure>;
+    /// Removes the directory of a package; a missing one is success.
+    fn remove(&self, path: &Path) -> Result<(), Failure>;
+    /// Empties the staging and download places and removes image directories not in `known`.
+    fn tidy(&self, known: &[PathBuf]) -> Result<(), Failure>;
+}
+
+/// The process manager on the main thread.
+pub trait Processes: Send + Sync {
+    /// Runs a command to its end; at the deadline its process group is killed.
+    fn run(&self, command: Command) -> Result<CommandEnd, Failure>;
+    /// Supervises the init of an instance: its end becomes `Event::Exited`.
+    fn watch(&self, watch: Watch) -> Result<(), Failure>;
+}
+
+/// A command: no shell, cleared environment (`PATH` only), closed descriptors.
+#[derive(Debug)]
+pub struct Command {
+    pub argv: Vec<OsString>,
+    /// `None` = `/dev/null`.
+    pub stdout: Option<OwnedFd>,
+    /// `None` = `/dev/null`.
+    pub stderr: Option<OwnedFd>,
+    pub deadline: Duration,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CommandEnd {
+    pub exit: Exit,
+    /// It was killed at its deadline.
+    pub timed_out: bool,
+}
+
+/// An init to supervise.
+#[derive(Debug)]
+pub struct Watch {
+    pub id: InstanceId,
+    pub pid: u32,
+    pub pidfd: OwnedFd,
+    /// Counter file of OOM kills and its value now.
+    pub oom: Option<(std::fs::File, u64)>,
+    /// Taken over from an earlier life of the daemon: not our child.
+    pub adopted: bool,
+}
+
+/// Time as core sees it; no other code of core reads a clock.
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Now;
+}
+
+/// One reading of all clocks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Now {
+    /// CLOCK_MONOTONIC.
+    pub mono: Duration,
+    /// CLOCK_BOOTTIME: goes on while the machine sleeps.
+    pub boot: Duration,
+    /// Unix time in milliseconds.
+    pub wall_ms: i64,
+}
