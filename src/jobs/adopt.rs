@@ -1,0 +1,34 @@
+//! What an earlier life of the daemon left running: found, and taken over.
+//!
+//! Runs on an exec thread at start. In: nothing, then one `AdoptPlan` per instance that core wants
+//! to keep. Out: every id of which anything exists, with its record; then the pid or the reason
+//! why it cannot be kept. Nothing is changed on failure: core stops the instance like any other.
+
+use std::collections::BTreeMap;
+
+use crate::jobs::{Ports, start};
+use crate::model::failure::Failure;
+use crate::model::id::InstanceId;
+use crate::model::job::{AdoptPlan, Found, Record, Started};
+
+/// Everything that carries an instance id on this host, each id once, ordered.
+pub fn survey(ports: &Ports) -> Vec<Found> {
+    let mut found: BTreeMap<InstanceId, Option<Record>> =
+        ports.bundles.survey().into_iter().collect();
+    let others = [ports.runtime.survey(), ports.network.survey(), ports.sinks.survey()];
+    for id in others.into_iter().flatten() {
+        found.entry(id).or_default();
+    }
+    found.into_iter().map(|(id, record)| Found { id, record }).collect()
+}
+
+/// Takes over a running instance. Its sink needs no work: the container holds its end, and the
+/// capture of the logs finds spools by itself.
+pub fn adopt(ports: &Ports, plan: &AdoptPlan) -> Result<Started, Failure> {
+    if plan.record.pid == 0 {
+        return Err(Failure::text("its start was interrupted"));
+    }
+    // The container comes last: from then on its exit is reported.
+    ports.network.adopt(&start::network_plan(&plan.plan, &ports.bundles.path(&plan.id)))?;
+    ports.runtime.adopt(&plan.id, &plan.record)
+}

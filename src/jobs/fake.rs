@@ -1,0 +1,1 @@
+//! Recording fakes of all ports for the tests of the scripts.
