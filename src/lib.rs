@@ -1,5 +1,6 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod calendar;
 pub mod children;
 pub mod cli;
 pub mod cm;
