@@ -45,7 +45,11 @@ impl Authority {
         if key_file.exists() {
             let pem = fs::read_to_string(&key_file)
                 .map_err(|source| Error::Read { path: key_file.clone(), source })?;
-            return Ok(Self { dir: dir.into(), params, key: KeyPair::from_pem(&pem).map_err(make)? });
+            return Ok(Self {
+                dir: dir.into(),
+                params,
+                key: KeyPair::from_pem(&pem).map_err(make)?,
+            });
         }
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
         let cert = params.self_signed(&key).map_err(make)?;

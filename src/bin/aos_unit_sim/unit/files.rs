@@ -112,7 +112,8 @@ impl FileServer {
     /// URL of a file below the root, reached through `host`.
     pub fn url(&self, host: &str, file: &Path) -> Option<String> {
         let relative = file.strip_prefix(&self.shared.root).ok()?;
-        let path: Vec<_> = relative.components().map(|c| escape(&c.as_os_str().to_string_lossy())).collect();
+        let path: Vec<_> =
+            relative.components().map(|c| escape(&c.as_os_str().to_string_lossy())).collect();
         Some(format!("http://{host}:{}/{}", self.address.port(), path.join("/")))
     }
 
@@ -267,8 +268,7 @@ fn read_request(stream: &TcpStream) -> io::Result<Request> {
         return Err(bad("malformed request line"));
     };
     let path = path.split(['?', '#']).next().unwrap_or_default();
-    let mut request =
-        Request { method: method.to_owned(), path: unescape(path), range: None };
+    let mut request = Request { method: method.to_owned(), path: unescape(path), range: None };
     for line in lines {
         let line = line?;
         if line.is_empty() {

@@ -12,4 +12,3 @@
 pub mod certs;
 pub mod files;
 pub mod package;
-pub mod script;

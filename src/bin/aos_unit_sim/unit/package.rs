@@ -560,8 +560,7 @@ mod tests {
             serde_json::from_slice(&fs::read(unpacked.join("manifest.json")).unwrap()).unwrap();
         let blob = |descriptor: &Value| {
             let digest = descriptor["digest"].as_str().unwrap();
-            let bytes =
-                fs::read(unpacked.join("blobs").join(digest.replace(':', "/"))).unwrap();
+            let bytes = fs::read(unpacked.join("blobs").join(digest.replace(':', "/"))).unwrap();
             assert_eq!(sha256(&bytes), digest);
             assert_eq!(descriptor["size"], bytes.len());
             bytes

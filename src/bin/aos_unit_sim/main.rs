@@ -1,0 +1,6 @@
+//! Being written.
+#![allow(unused_crate_dependencies)]
+
+mod unit;
+
+fn main() {}
