@@ -1,1 +1,39 @@
-//! Being written.
+//! Safe wrappers around the kernel and the C library: the only place with `unsafe`.
+//!
+//! Runs on every thread, owns nothing but what a caller holds. Functions take and return owned or
+//! borrowed descriptors, return `io::Result`, retry interrupted calls and set close-on-exec when
+//! they create. Deliberately not here: decisions, retries with pauses, logging of errors.
+
+#![allow(unsafe_code)]
+
+pub mod command;
+pub mod fs;
+pub mod malloc;
+pub mod mount;
+pub mod netns;
+pub mod notify;
+pub mod pidfd;
+pub mod process;
+pub mod random;
+pub mod thread;
+pub mod time;
+pub mod tree;
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// Repeats a call for as long as a signal interrupts it.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
+/// True when the error carries this errno.
+pub fn is_errno(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
