@@ -114,8 +114,7 @@ pub fn parse(text: &str) -> Option<i64> {
     };
     let offset_minutes = rest.offset_minutes()?;
     let civil = Civil { year, month, day, hour, minute, second, millisecond };
-    (rest.0.is_empty() && civil.is_valid())
-        .then(|| civil.to_unix_ms() - offset_minutes * 60_000)
+    (rest.0.is_empty() && civil.is_valid()).then(|| civil.to_unix_ms() - offset_minutes * 60_000)
 }
 
 /// The unread part of a time text.

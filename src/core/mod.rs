@@ -1,1 +1,128 @@
-//! Being written.
+//! The core: one thread that owns all instance state and makes all decisions.
+//!
+//! Runs on `core`. In: `Event`s of its one inbox. Out: `Effect`s, performed by a `Perform` that
+//! never blocks on another thread (the store's commit is the only thing core waits for). Not here:
+//! files, processes, sockets, clocks; time comes in as an argument.
+//!
+//! One turn: `apply` folds an event into `State`, `plan` compares what is wanted with what is and
+//! returns effects; planning twice without an event between yields nothing the second time.
+
+pub mod state;
+pub mod instance;
+pub mod package;
+pub mod inputs;
+pub mod limiter;
+pub mod apply;
+pub mod goal;
+pub mod plan;
+pub mod report;
+pub mod env;
+pub mod alerts;
+pub mod node_config;
+pub mod version;
+pub mod stop_signal;
+
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError};
+
+use crate::core::state::State;
+use crate::model::command::LogRequest;
+use crate::model::desired::NetworkParams;
+use crate::model::event::{Event, IamCommand, Session};
+use crate::model::id::{InstanceId, InstanceIdent};
+use crate::model::job::{ExecJob, FetchJob};
+use crate::model::node::{AlertRules, NodeConfig, NodeInfo};
+use crate::model::status::CmReport;
+use crate::model::store::Change;
+use crate::ports::Clock;
+
+/// What core wants done. Order within one plan matters: the store comes first.
+#[derive(Debug)]
+pub enum Effect {
+    /// One transaction.
+    Store(Vec<Change>),
+    NodeConfig(NodeConfigWork),
+    Exec(ExecJob),
+    Fetch(FetchJob),
+    /// The complete set of networks; answered by `Event::NetworksUpdated`.
+    Networks(Vec<NetworkParams>),
+    /// Everything of ours in the network that belongs to none of these is a leftover.
+    KeepNetworks(Vec<InstanceId>),
+    Iam(IamCommand),
+    /// Graceful stop: the signal, or SIGKILL when the init has no handler for it.
+    Signal {
+        id: InstanceId,
+        signal: i32,
+    },
+    /// New connection to the CM with the newest certificate.
+    Reconnect,
+    Report(Session, CmReport),
+    /// The monitor answers the CM itself.
+    Average(Session),
+    Log(Session, LogRequest),
+    Watch(MonitorTarget),
+    Unwatch(InstanceId),
+    NodeInfo(NodeInfo),
+    Pong,
+}
+
+/// Checks a node configuration against this host and stores it if asked.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeConfigWork {
+    pub session: Session,
+    pub json: String,
+    pub config: NodeConfig,
+    pub store: bool,
+}
+
+/// What the monitor has to know of a running instance.
+#[derive(Clone, PartialEq, Debug)]
+pub struct MonitorTarget {
+    pub id: InstanceId,
+    pub ident: InstanceIdent,
+    pub uid: u32,
+    pub gid: u32,
+    pub storage_path: std::sync::Arc<str>,
+    pub state_path: std::sync::Arc<str>,
+    pub alert_rules: AlertRules,
+}
+
+/// Carries out effects without waiting for another thread.
+pub trait Perform {
+    /// Returns what came of the work that was done at once (the node configuration).
+    fn perform(&mut self, effects: Vec<Effect>) -> Vec<Event>;
+}
+
+/// The loop. Returns when a stop was asked for and nothing is in flight any more.
+pub fn run(inbox: &Receiver<Event>, clock: &dyn Clock, mut state: State, mut world: impl Perform) {
+    let mut events = Vec::new();
+    loop {
+        let now = clock.now();
+        while let Some(event) = events.pop() {
+            state.apply(now, event);
+        }
+        events = world.perform(state.plan(now));
+        if !events.is_empty() {
+            continue;
+        }
+        if state.is_drained() {
+            return;
+        }
+        let event = match state.next_deadline() {
+            None => inbox.recv().unwrap_or(Event::Stop),
+            Some(at) => {
+                let wait = at.saturating_sub(clock.now().mono).max(Duration::from_millis(1));
+                match inbox.recv_timeout(wait) {
+                    Ok(event) => event,
+                    Err(RecvTimeoutError::Timeout) => Event::Tick,
+                    Err(RecvTimeoutError::Disconnected) => Event::Stop,
+                }
+            }
+        };
+        events.push(event);
+    }
+}
+
+/// Inputs of a start, shared between goal and instance.
+pub type SharedInputs = std::sync::Arc<instance::Inputs>;

@@ -19,9 +19,6 @@ pub mod thread;
 pub mod time;
 pub mod tree;
 
-#[cfg(test)]
-pub(crate) mod testing;
-
 use std::io;
 
 use nix::errno::Errno;

@@ -1,0 +1,486 @@
+//! Folds one event into the state. No decisions: what follows from it is for `plan`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::inputs::secret_hash;
+use crate::core::instance::{Instance, Phase, Secret, Verdict};
+use crate::core::state::{State, Survey};
+use crate::model::command::CmCommand;
+use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
+use crate::model::event::{Event, Exit, IamEvent, Session};
+use crate::model::failure::Failure;
+use crate::model::id::{InstanceId, InstanceIdent};
+use crate::model::job::{Found, JobDone, Record, StartKind, Started, StopOutcome, StopScope};
+use crate::model::status::{CmReport, ErrorInfo};
+use crate::model::store::{Change, StoredInstance};
+use crate::ports::Now;
+
+impl State {
+    /// Takes note of an event.
+    pub fn apply(&mut self, now: Now, event: Event) {
+        match event {
+            Event::CmConnected { session } => self.cm_connected(session),
+            Event::CmLost { session } => self.cm_lost(now, session),
+            Event::Cm { session, command } => self.cm_command(now, session, command),
+            Event::AlertSent { session } if self.cm.session == Some(session) => self.alerts.sent(),
+            Event::AlertSent { .. } | Event::Tick => {}
+            Event::Iam(event) => self.iam_event(event),
+            Event::Done(done) => self.job_done(now, done),
+            Event::Exited { id, exit } => self.exited(now, &id, exit),
+            Event::NetworksUpdated { failed } => {
+                self.networks_unanswered = self.networks_unanswered.saturating_sub(1);
+                self.network_faults = failed.into_iter().collect();
+            }
+            Event::Alert(alert) => self.alerts.push(alert),
+            Event::NodeConfigStored { session, result } => self.node_config_done(session, result),
+            Event::ClockChanged => self.stale_goals = true,
+            Event::Ping => self.pong_due = true,
+            Event::Stop => self.stop(),
+        }
+    }
+
+    fn cm_connected(&mut self, session: Session) {
+        self.cm.session = Some(session);
+        self.cm.registered = false;
+        self.cm.full_status_by = None;
+    }
+
+    fn cm_lost(&mut self, now: Now, session: Session) {
+        if self.cm.session != Some(session) {
+            return;
+        }
+        self.cm.session = None;
+        self.cm.registered = false;
+        self.cm.requests.clear();
+        self.alerts.stream_lost();
+        self.set_online(now, false);
+    }
+
+    fn cm_command(&mut self, now: Now, session: Session, command: CmCommand) {
+        match command {
+            CmCommand::RunInstances(request) => self.run_request(now, request),
+            CmCommand::UpdateNetworks(networks) => {
+                let mut seen = BTreeSet::new();
+                self.networks =
+                    networks.into_iter().filter(|n| seen.insert(n.id.clone())).collect();
+                self.changes.push(Change::SetNetworks(self.networks.clone()));
+                self.networks_due = true;
+            }
+            CmCommand::OverrideEnvVars(list) => self.override_env(now, session, list),
+            CmCommand::ConnectionStatus { online } => {
+                if self.cm.session == Some(session) {
+                    self.set_online(now, online);
+                }
+            }
+            command => self.cm.requests.push_back((session, command)),
+        }
+    }
+
+    /// Offline time counts while no CM says that it is connected to the cloud.
+    fn set_online(&mut self, now: Now, online: bool) {
+        if self.cloud.online == online {
+            return;
+        }
+        self.cloud.online = online;
+        self.cloud.accumulated = Duration::ZERO;
+        self.cloud.since = now.boot;
+        self.store_offline(now);
+        self.stale_goals = true;
+    }
+
+    pub(crate) fn store_offline(&mut self, now: Now) {
+        self.cloud.stored_at = now.boot;
+        let accumulated = self.cloud.offline_for(now.boot).as_millis();
+        self.changes.push(Change::SetOffline(crate::model::store::Offline {
+            accumulated_ms: i64::try_from(accumulated).unwrap_or(i64::MAX),
+            at_ms: now.wall_ms,
+            online: self.cloud.online,
+        }));
+    }
+
+    fn override_env(&mut self, now: Now, session: Session, list: Vec<EnvOverride>) {
+        let answer = self.overrides.replace(list, now.wall_ms);
+        self.changes.push(Change::SetEnvOverrides(self.overrides.list().to_vec()));
+        self.stale_goals = true;
+        self.cm.answers.push_back((session, CmReport::EnvStatus(answer)));
+    }
+
+    fn run_request(&mut self, now: Now, request: RunRequest) {
+        log::info!(
+            "run request services={} layers={} instances={} force_restart={}",
+            request.services.len(),
+            request.layers.len(),
+            request.instances.len(),
+            request.force_restart
+        );
+        self.packages.want(&request, now.wall_ms, &mut self.changes);
+        self.packages.forget_broken();
+        self.rejected.clear();
+        for rejected in request.rejected {
+            log::error!("element of the run request refused reason={:?}", rejected.reason);
+            if let Some(ident) = rejected.ident {
+                self.rejected.push((ident, ErrorInfo::text(rejected.reason)));
+            }
+        }
+        let named: BTreeSet<InstanceIdent> =
+            request.instances.iter().map(|i| i.ident.clone()).collect();
+        self.drop_unnamed(&named);
+        for desired in request.instances {
+            self.want_instance(desired, request.force_restart);
+        }
+        self.round = true;
+        self.stale_goals = true;
+    }
+
+    fn drop_unnamed(&mut self, named: &BTreeSet<InstanceIdent>) {
+        let gone: Vec<InstanceIdent> =
+            self.by_ident.keys().filter(|ident| !named.contains(*ident)).cloned().collect();
+        for ident in gone {
+            let Some(id) = self.by_ident.remove(&ident) else { continue };
+            self.changes.push(Change::RemoveInstance(id.clone()));
+            if let Some(instance) = self.instances.get_mut(&id) {
+                instance.wanted = false;
+            }
+        }
+    }
+
+    fn want_instance(&mut self, desired: DesiredInstance, force_restart: bool) {
+        let ident = desired.ident.clone();
+        if let Some(instance) = self.by_ident.get(&ident).and_then(|id| self.instances.get_mut(id))
+        {
+            if *instance.desired != desired {
+                let row = StoredInstance { id: instance.id.clone(), instance: desired.clone() };
+                self.changes.push(Change::PutInstance(row));
+                instance.desired = Arc::new(desired);
+            }
+            instance.retry = true;
+            instance.restart |= force_restart && instance.is_present();
+            return;
+        }
+        if self.by_ident.len() >= self.policy.max_instances {
+            let text = format!("more than {} instances", self.policy.max_instances);
+            self.rejected.push((ident, ErrorInfo::text(text)));
+            return;
+        }
+        let id = (self.new_id)();
+        self.changes.push(Change::PutInstance(StoredInstance {
+            id: id.clone(),
+            instance: desired.clone(),
+        }));
+        self.by_ident.insert(ident, id.clone());
+        self.instances.insert(id.clone(), Instance::new(id, desired));
+    }
+
+    fn iam_event(&mut self, event: IamEvent) {
+        match event {
+            IamEvent::NodeInfo(node) => {
+                if self.node.as_ref() != Some(&node) {
+                    self.changes.push(Change::SetNodeInfo(node.clone()));
+                    self.node = Some(node);
+                    self.node_info_due = true;
+                    self.stale_goals = true;
+                }
+            }
+            IamEvent::CertChanged => self.reconnect_due = true,
+            IamEvent::Up { restarted } => {
+                self.iam_up = true;
+                if restarted {
+                    self.secrets_lost();
+                }
+                self.recheck_adopted_secrets();
+            }
+            IamEvent::Down => self.iam_up = false,
+            IamEvent::Registered { id, result } => self.registered(&id, result),
+        }
+    }
+
+    /// IAM keeps registrations in memory only: ask again and compare.
+    fn secrets_lost(&mut self) {
+        for instance in self.instances.values_mut() {
+            if let Secret::Known(secret) = &instance.secret {
+                instance.secret = Secret::Adopted { hash: secret_hash(Some(secret)) };
+            }
+        }
+    }
+
+    fn recheck_adopted_secrets(&mut self) {
+        for instance in self.instances.values_mut() {
+            if let Secret::Adopted { hash } = &instance.secret {
+                instance.secret = Secret::Recheck { in_use_hash: hash.clone() };
+            }
+        }
+    }
+
+    fn registered(&mut self, id: &InstanceId, result: Result<Arc<str>, Failure>) {
+        let restart = self.policy.restart_on_secret_change;
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Secret::Asked { in_use_hash } = &instance.secret else { return };
+        match result {
+            Ok(secret) => {
+                let changed = !in_use_hash.is_empty() && *in_use_hash != secret_hash(Some(&secret));
+                if changed {
+                    log::warn!("IAM has a new secret instance={id} restart={restart}");
+                    instance.restart |= restart;
+                }
+                instance.registered = true;
+                instance.secret = Secret::Known(secret);
+            }
+            Err(failure) if in_use_hash.is_empty() => {
+                log::error!("cannot register with IAM instance={id} err=\"{failure}\"");
+                instance.fail(ErrorInfo::text(format!("cannot register with IAM: {failure}")));
+            }
+            Err(failure) => {
+                log::error!(
+                    "cannot renew the registration with IAM instance={id} err=\"{failure}\""
+                );
+                instance.secret = Secret::Adopted { hash: in_use_hash.clone() };
+            }
+        }
+    }
+
+    fn job_done(&mut self, now: Now, done: JobDone) {
+        match done {
+            JobDone::Surveyed(found) => self.surveyed(found),
+            JobDone::Loaded { key, result } => {
+                self.exec_ended();
+                self.packages.read(&key, result);
+                self.stale_goals = true;
+            }
+            JobDone::Started { id, result } => self.started(now, &id, result),
+            JobDone::Stopped { id, scope, outcome } => self.stopped(now, &id, scope, outcome),
+            JobDone::Adopted { id, result } => self.adopted(now, &id, result),
+            JobDone::Tidied => self.tidied = true,
+            JobDone::Installed { key, evicted, result } => {
+                self.packages.installed(&key, &evicted, result, now.wall_ms, &mut self.changes);
+                self.stale_goals = true;
+            }
+            JobDone::Removed { key, result } => {
+                self.packages.removed(&key, result, now.wall_ms, &mut self.changes);
+                self.stale_goals = true;
+            }
+        }
+    }
+
+    fn exec_ended(&mut self) {
+        debug_assert!(self.exec_jobs > 0, "an answer to no job");
+        self.exec_jobs = self.exec_jobs.saturating_sub(1);
+    }
+
+    fn surveyed(&mut self, found: Vec<Found>) {
+        self.exec_ended();
+        self.survey = Survey::Done;
+        for Found { id, record } in found {
+            match (self.instances.get_mut(&id), record) {
+                (Some(instance), Some(record)) => instance.phase = Phase::Found(Box::new(record)),
+                (Some(instance), None) => instance.phase = Phase::Grace(Duration::ZERO),
+                (None, _) => {
+                    self.orphans.insert(id, false);
+                }
+            }
+        }
+    }
+
+    fn started(&mut self, now: Now, id: &InstanceId, result: Result<Started, Failure>) {
+        self.exec_ended();
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let early_exit = instance.early_exit.take();
+        match result {
+            Ok(started) => {
+                log::info!(
+                    "started instance={id} ident=\"{}\" pid={}",
+                    instance.desired.ident,
+                    started.pid
+                );
+                instance.phase = Phase::Running;
+                instance.running_since = now.mono;
+                if let Some(exit) = early_exit {
+                    self.exited(now, id, exit);
+                }
+            }
+            Err(failure) => {
+                log::error!(
+                    "cannot start instance={id} ident=\"{}\" err=\"{failure}\"",
+                    instance.desired.ident
+                );
+                let exit_code = early_exit.map_or(0, Exit::code);
+                instance.fault = Some(ErrorInfo { exit_code, ..ErrorInfo::text(failure.message) });
+                instance.note_exit();
+                if instance.phase == Phase::Starting(StartKind::Fresh) {
+                    // The job has undone all of it.
+                    instance.next_start = StartKind::Fresh;
+                }
+                instance.phase = Phase::Pausing(now.mono + instance.restart_interval());
+            }
+        }
+    }
+
+    fn adopted(&mut self, now: Now, id: &InstanceId, result: Result<Started, Failure>) {
+        self.exec_ended();
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        match result {
+            Ok(started) => {
+                log::info!(
+                    "adopted instance={id} ident=\"{}\" pid={}",
+                    instance.desired.ident,
+                    started.pid
+                );
+                instance.phase = Phase::Running;
+                instance.verdict = Verdict::Given;
+                if let Some(exit) = instance.early_exit.take() {
+                    self.exited(now, id, exit);
+                }
+            }
+            Err(failure) => {
+                log::warn!("not adopted, will be started anew instance={id} err=\"{failure}\"");
+                instance.early_exit = None;
+                instance.phase = Phase::Grace(Duration::ZERO);
+            }
+        }
+    }
+
+    fn exited(&mut self, now: Now, id: &InstanceId, exit: Exit) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        match instance.phase {
+            Phase::Starting(_) | Phase::Adopting => instance.early_exit = Some(exit),
+            Phase::Grace(_) => instance.phase = Phase::Grace(Duration::ZERO),
+            Phase::Running => {
+                let up = now.mono.saturating_sub(instance.running_since);
+                log::warn!(
+                    "ended instance={id} ident=\"{}\" exit=\"{exit}\" up_ms={}",
+                    instance.desired.ident,
+                    up.as_millis()
+                );
+                let fault =
+                    ErrorInfo { exit_code: exit.code(), ..ErrorInfo::text(exit.to_string()) };
+                instance.fault = Some(fault);
+                instance.note_exit();
+                instance.phase = Phase::Dead;
+            }
+            _ => {}
+        }
+    }
+
+    fn stopped(&mut self, now: Now, id: &InstanceId, scope: StopScope, outcome: StopOutcome) {
+        self.exec_ended();
+        for error in &outcome.errors {
+            log::error!("clean-up instance={id} err={error:?}");
+        }
+        self.orphans.remove(id);
+        if outcome.unkillable {
+            log::error!("processes cannot be killed, the instance is given up instance={id}");
+        }
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        if outcome.unkillable {
+            instance.phase = Phase::Quarantined;
+            instance.fault =
+                Some(ErrorInfo::text("unkillable: its processes do not end after SIGKILL"));
+            return;
+        }
+        match scope {
+            StopScope::Container => {
+                instance.phase = Phase::Pausing(now.mono + instance.restart_interval());
+            }
+            StopScope::Everything => {
+                let registered = instance.registered.then(|| instance.desired.ident.clone());
+                instance.all_gone();
+                if let Some(ident) = registered {
+                    self.unregister.push((id.clone(), ident));
+                }
+                log::info!("stopped instance={id}");
+            }
+        }
+    }
+
+    fn node_config_done(&mut self, session: Session, result: Result<(), Failure>) {
+        self.node_config.busy = false;
+        let candidate = self.node_config.candidate.take();
+        let error = match result {
+            Ok(()) => {
+                if let Some(config) = candidate {
+                    log::info!("node configuration set version={:?}", config.version);
+                    self.node_config.version = config.version.clone();
+                    self.node_config.config = config;
+                    self.node_config.error = None;
+                    self.node_info_due = true;
+                    self.stale_goals = true;
+                }
+                None
+            }
+            Err(failure) => Some(ErrorInfo::text(failure.message)),
+        };
+        self.cm.answers.push_back((
+            session,
+            CmReport::NodeConfigStatus(crate::model::status::NodeConfigStatus {
+                error,
+                ..Default::default()
+            }),
+        ));
+    }
+
+    fn stop(&mut self) {
+        if self.stopping {
+            return;
+        }
+        log::info!("stopping keep_instances={}", self.policy.keep_instances_on_exit);
+        self.stopping = true;
+        self.packages.interrupt(&mut self.changes);
+        if self.survey == Survey::Due {
+            self.survey = Survey::Done;
+        }
+        self.stale_goals = true;
+    }
+}
+
+impl Instance {
+    /// A series of attempts has failed for good; nothing of it is left.
+    fn fail(&mut self, error: ErrorInfo) {
+        self.fault = Some(error);
+        self.retry = false;
+        self.secret = Secret::None;
+        if self.phase == Phase::Absent {
+            self.phase = Phase::Failed;
+        }
+    }
+
+    fn note_exit(&mut self) {
+        if let Verdict::Held { exited, .. } = &mut self.verdict {
+            *exited = true;
+        }
+    }
+
+    fn restart_interval(&self) -> Duration {
+        self.inputs
+            .as_ref()
+            .map_or(crate::core::limiter::RESTART_INTERVAL, |i| i.rules.restart_interval)
+    }
+
+    /// Everything was removed: fresh for the next start, or failed if that was the end of a series.
+    fn all_gone(&mut self) {
+        self.phase = if self.give_up { Phase::Failed } else { Phase::Absent };
+        self.give_up = false;
+        self.next_start = StartKind::Fresh;
+        self.inputs = None;
+        self.running_digest.clear();
+        self.restart = false;
+        self.registered = false;
+        self.secret = Secret::None;
+        self.limiter = Default::default();
+        self.early_exit = None;
+        if self.phase == Phase::Absent {
+            self.restarts = 0;
+        }
+    }
+
+    /// Continues the life that the record tells of.
+    pub(crate) fn resume(&mut self, record: &Record) {
+        self.limiter = record.limiter;
+        self.restarts = record.restarts;
+        self.running_since = Duration::from_nanos(record.started_at_ns);
+        if !record.secret_hash.is_empty() {
+            self.registered = true;
+            self.secret = Secret::Adopted { hash: record.secret_hash.clone() };
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! One instance as core sees it: what is wanted, which phase it is in, what was reported.
+//!
+//! ```text
+//!            found by the survey                          job done
+//!  Found ────────────────────────> Adopting ─────────────────────────┐
+//!    │ differs                        │ cannot                       v
+//!    └──────────> Stopping <──────────┘         ┌── start ─────── Running
+//!                    │  ^                       │                  │   │ exit
+//!                    v  └── Grace <── stop ─────┼──────────────────┘   v
+//!  Absent ──> (waits for package, secret, ──> Starting <── Pausing <─ Cleaning
+//!    ^         network, its turn)               │ fails       │ limit          (Dead)
+//!    └───────────── stopped ────────────────────┴──> Failed <─┘
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::limiter::RunRules;
+use crate::model::desired::DesiredInstance;
+use crate::model::event::Exit;
+use crate::model::id::InstanceId;
+use crate::model::job::{LimiterState, Record, StartKind};
+use crate::model::node::{Device, Resource};
+use crate::model::service::{InstalledService, ServiceImage};
+use crate::model::status::{ErrorInfo, RunState};
+
+/// Where the instance is in its life. At most one job is in flight for an instance: exactly in
+/// the phases Adopting, Starting, Stopping and Cleaning.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Phase {
+    /// Nothing of it exists on the host.
+    Absent,
+    /// The survey found it; to be adopted or removed as soon as its inputs are known.
+    Found(Box<Record>),
+    Adopting,
+    Starting(StartKind),
+    Running,
+    /// Was told to stop and has time until the deadline (CLOCK_MONOTONIC).
+    Grace(Duration),
+    /// Everything is being removed.
+    Stopping,
+    /// The container has ended and is to be removed.
+    Dead,
+    /// The container is being removed, the rest stays for the restart.
+    Cleaning,
+    /// Waits for its automatic restart (CLOCK_MONOTONIC).
+    Pausing(Duration),
+    /// Nothing exists; tried again only when a request or its inputs change.
+    Failed,
+    /// Processes of it cannot be killed: nothing more is done with this id.
+    Quarantined,
+}
+
+/// What should become of the instance.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Goal {
+    /// Run with these inputs.
+    Run(Arc<Inputs>),
+    /// Something is on its way; what runs may go on.
+    Wait,
+    /// Cannot run for a reason that the status tells; what runs of it is stopped unless `keep`.
+    Blocked { error: ErrorInfo, keep: bool },
+    /// Not wanted (any more), or the daemon stops.
+    Gone,
+}
+
+/// Everything one start is made from, resolved.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Inputs {
+    pub service: Arc<InstalledService>,
+    pub image: Arc<ServiceImage>,
+    pub layers: Vec<std::path::PathBuf>,
+    pub devices: Vec<(Device, String)>,
+    pub resources: Vec<Resource>,
+    pub overrides: Vec<String>,
+    pub max_dmips: u64,
+    pub rules: RunRules,
+    pub digest: String,
+}
+
+/// The secret from IAM.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Secret {
+    /// Not asked for yet, or not needed.
+    None,
+    /// Asked; the value in use, if the container already has one, by its hash.
+    Asked {
+        in_use_hash: String,
+    },
+    /// To be asked again, to compare with the one in use.
+    Recheck {
+        in_use_hash: String,
+    },
+    Known(Arc<str>),
+    /// Of an adopted container: only the hash is known.
+    Adopted {
+        hash: String,
+    },
+}
+
+/// Is `active` already the verdict for a running instance?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Held since the first start (CLOCK_MONOTONIC); `exited` = it has ended at least once since.
+    Held {
+        since: Duration,
+        exited: bool,
+    },
+    Given,
+    /// It runs, but restarted too often while its verdict was held.
+    TooOften,
+}
+
+/// What the CM was told last.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Reported {
+    pub state: RunState,
+    pub error: Option<ErrorInfo>,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Instance {
+    pub id: InstanceId,
+    pub desired: Arc<DesiredInstance>,
+    /// In the desired list. Otherwise the row is gone and so is this entry, once all is removed.
+    pub wanted: bool,
+    pub phase: Phase,
+    pub goal: Goal,
+    /// Version of the service that the goal is about; empty when unknown.
+    pub goal_version: Arc<str>,
+    /// Inputs of what runs or is being started.
+    pub inputs: Option<Arc<Inputs>>,
+    /// Digest of `inputs`, or that of the record of an adopted container.
+    pub running_digest: String,
+    /// The next start needs everything, or only a new container.
+    pub next_start: StartKind,
+    /// A request or a change of inputs allows one more series of attempts.
+    pub retry: bool,
+    /// Stop and start even if nothing changed.
+    pub restart: bool,
+    /// The series of attempts is over: failed as soon as all is removed.
+    pub give_up: bool,
+    pub fault: Option<ErrorInfo>,
+    pub limiter: LimiterState,
+    pub restarts: u64,
+    /// Start of the running container, CLOCK_MONOTONIC.
+    pub running_since: Duration,
+    /// The end of a container whose start job has not answered yet.
+    pub early_exit: Option<Exit>,
+    pub verdict: Verdict,
+    pub secret: Secret,
+    /// IAM knows the instance.
+    pub registered: bool,
+    /// The monitor watches it.
+    pub monitored: bool,
+    pub reported: Option<Reported>,
+    /// Earliest time of the next delta status, CLOCK_MONOTONIC.
+    pub report_after: Duration,
+}
+
+impl Instance {
+    pub fn new(id: InstanceId, desired: DesiredInstance) -> Self {
+        Self {
+            id,
+            desired: Arc::new(desired),
+            wanted: true,
+            phase: Phase::Absent,
+            goal: Goal::Wait,
+            goal_version: Arc::from(""),
+            inputs: None,
+            running_digest: String::new(),
+            next_start: StartKind::Fresh,
+            retry: true,
+            restart: false,
+            give_up: false,
+            fault: None,
+            limiter: LimiterState::default(),
+            restarts: 0,
+            running_since: Duration::ZERO,
+            early_exit: None,
+            verdict: Verdict::Given,
+            secret: Secret::None,
+            registered: false,
+            monitored: false,
+            reported: None,
+            report_after: Duration::ZERO,
+        }
+    }
+
+    /// A job for this instance is in flight.
+    pub fn is_busy(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Adopting | Phase::Starting(_) | Phase::Stopping | Phase::Cleaning
+        )
+    }
+
+    /// It holds something on this host, or may.
+    pub fn is_present(&self) -> bool {
+        !matches!(self.phase, Phase::Absent | Phase::Failed)
+    }
+
+    /// Its end, or everything of it, is on the way out.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.phase, Phase::Stopping | Phase::Grace(_))
+    }
+
+    /// State and error for the CM.
+    pub fn status(&self) -> (RunState, Option<ErrorInfo>) {
+        if let Goal::Blocked { error, .. } = &self.goal {
+            return (RunState::Failed, Some(error.clone()));
+        }
+        match (&self.phase, self.verdict) {
+            (Phase::Running, Verdict::Given) => (RunState::Active, None),
+            (Phase::Running, Verdict::Held { exited: false, .. }) => (RunState::Inactive, None),
+            (Phase::Running, Verdict::TooOften) => {
+                (RunState::Failed, Some(ErrorInfo::text("instance restarts too often")))
+            }
+            _ => match &self.fault {
+                Some(fault) => (RunState::Failed, Some(fault.clone())),
+                None => (RunState::Inactive, None),
+            },
+        }
+    }
+
+    /// Nothing that concerns the verdict of a run request is on its way.
+    pub fn is_settled(&self) -> bool {
+        match (&self.goal, &self.phase) {
+            (Goal::Gone, phase) => {
+                matches!(phase, Phase::Absent | Phase::Failed | Phase::Quarantined)
+            }
+            (Goal::Blocked { keep: true, .. }, _) => !self.is_busy(),
+            (Goal::Blocked { .. }, _) => !self.is_present() || self.phase == Phase::Quarantined,
+            (_, Phase::Failed | Phase::Quarantined) => !self.retry,
+            (Goal::Wait, _) => false,
+            (Goal::Run(inputs), Phase::Running) => {
+                !self.restart
+                    && self.running_digest == inputs.digest
+                    && !matches!(self.verdict, Verdict::Held { .. })
+            }
+            (
+                Goal::Run(_),
+                Phase::Dead | Phase::Pausing(_) | Phase::Cleaning | Phase::Starting(_),
+            ) => !matches!(self.verdict, Verdict::Held { .. }) && self.fault.is_some(),
+            (Goal::Run(_), _) => false,
+        }
+    }
+}

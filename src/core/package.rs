@@ -1,0 +1,445 @@
+//! Services and layers: wanted, installing, installed, unused, removed.
+//!
+//! A package is used by its key. What the last request names is wanted: either there is a row of an
+//! installed package with no "unused since", or a row of a wanted one that is still to be installed.
+//! One package is installed at a time; a failure concerns that package alone and lasts until the
+//! next request.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::version;
+use crate::model::desired::RunRequest;
+use crate::model::failure::Failure;
+use crate::model::id::{Digest, PackageKey, ServiceId, ServiceKey};
+use crate::model::job::{Evictable, InstallPlan, Installed, Package};
+use crate::model::service::{InstalledLayer, InstalledService, ServiceImage};
+use crate::model::store::{Change, Wanted};
+
+/// An install that was begun so often without an end crashes the daemon (D33).
+pub const MAX_CRASHED_ATTEMPTS: u32 = 2;
+
+#[derive(Debug)]
+pub struct Service {
+    pub row: Arc<InstalledService>,
+    pub image: Image,
+}
+
+/// The content of an installed service, read when an instance needs it.
+#[derive(Debug)]
+pub enum Image {
+    Unread,
+    Reading,
+    Read(Arc<ServiceImage>),
+    Broken(Failure),
+}
+
+#[derive(Debug)]
+struct Pending {
+    wanted: Wanted,
+    /// Place in the request.
+    order: usize,
+    /// This attempt's failure; `None` = to be tried.
+    failure: Option<Failure>,
+}
+
+/// What there is of a service id.
+#[derive(Debug)]
+pub enum Lookup<'a> {
+    Installed(&'a Service),
+    Pending(&'a ServiceKey),
+    Failed(&'a ServiceKey, &'a Failure),
+    Unknown,
+}
+
+/// What there is of a layer.
+#[derive(Debug)]
+pub enum LayerLookup<'a> {
+    Installed(&'a InstalledLayer),
+    Pending,
+    Failed(&'a Failure),
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+pub struct Packages {
+    services: BTreeMap<ServiceKey, Service>,
+    layers: BTreeMap<Digest, InstalledLayer>,
+    pending: BTreeMap<PackageKey, Pending>,
+    installing: Option<PackageKey>,
+    removing: Option<PackageKey>,
+}
+
+impl Packages {
+    pub fn new(
+        services: Vec<InstalledService>,
+        layers: Vec<InstalledLayer>,
+        wanted: Vec<Wanted>,
+    ) -> Self {
+        let service = |row: InstalledService| {
+            (row.key.clone(), Service { row: Arc::new(row), image: Image::Unread })
+        };
+        let pending = |(order, wanted): (usize, Wanted)| {
+            let crashed = wanted.attempts_begun >= MAX_CRASHED_ATTEMPTS;
+            let failure =
+                crashed.then(|| Failure::text("the daemon ended twice while installing it"));
+            (wanted.package.key(), Pending { wanted, order, failure })
+        };
+        Self {
+            services: services.into_iter().map(service).collect(),
+            layers: layers.into_iter().map(|row| (row.digest.clone(), row)).collect(),
+            pending: wanted.into_iter().enumerate().map(pending).collect(),
+            installing: None,
+            removing: None,
+        }
+    }
+
+    /// Directories of all installed packages.
+    pub fn paths(&self) -> Vec<std::path::PathBuf> {
+        let services = self.services.values().map(|s| s.row.path.clone());
+        services.chain(self.layers.values().map(|l| l.path.clone())).collect()
+    }
+
+    /// Takes over what a request names; the first entry of a key wins. Every request tries failed
+    /// installs anew.
+    pub fn want(&mut self, request: &RunRequest, now_ms: i64, changes: &mut Vec<Change>) {
+        let services = request.services.iter().cloned().map(Package::Service);
+        let layers = request.layers.iter().cloned().map(Package::Layer);
+        let mut named = BTreeSet::new();
+        let mut pending = BTreeMap::new();
+        for (order, package) in services.chain(layers).enumerate() {
+            let key = package.key();
+            if !named.insert(key.clone()) {
+                log::warn!("package named twice, the first entry is used package=\"{key}\"");
+                continue;
+            }
+            if self.is_installed(&key) {
+                continue;
+            }
+            let wanted = Wanted { package, attempts_begun: 0, last_error: String::new() };
+            changes.push(Change::PutWanted(wanted.clone()));
+            pending.insert(key, Pending { wanted, order, failure: None });
+        }
+        for key in self.pending.keys().filter(|key| !pending.contains_key(key)) {
+            changes.push(Change::RemoveWanted(key.clone()));
+        }
+        self.pending = pending;
+        self.mark_unused(&named, now_ms, changes);
+    }
+
+    fn is_installed(&self, key: &PackageKey) -> bool {
+        let there = match key {
+            PackageKey::Service(key) => self.services.contains_key(key),
+            PackageKey::Layer(digest) => self.layers.contains_key(digest),
+        };
+        there && self.removing.as_ref() != Some(key)
+    }
+
+    fn mark_unused(
+        &mut self,
+        named: &BTreeSet<PackageKey>,
+        now_ms: i64,
+        changes: &mut Vec<Change>,
+    ) {
+        let next =
+            |wanted: bool, old: Option<i64>| if wanted { None } else { old.or(Some(now_ms)) };
+        for (key, service) in &mut self.services {
+            let since = next(
+                named.contains(&PackageKey::Service(key.clone())),
+                service.row.unused_since_ms,
+            );
+            if since != service.row.unused_since_ms {
+                Arc::make_mut(&mut service.row).unused_since_ms = since;
+                changes.push(Change::PutService((*service.row).clone()));
+            }
+        }
+        for (digest, row) in &mut self.layers {
+            let since =
+                next(named.contains(&PackageKey::Layer(digest.clone())), row.unused_since_ms);
+            if since != row.unused_since_ms {
+                row.unused_since_ms = since;
+                changes.push(Change::PutLayer(row.clone()));
+            }
+        }
+    }
+
+    /// The version of a service that instances are to run: the highest wanted one.
+    pub fn service(&self, id: &ServiceId) -> Lookup<'_> {
+        let of_id = |key: &ServiceKey| key.id == *id;
+        let installed =
+            self.services.iter().filter(|(k, s)| of_id(k) && s.row.unused_since_ms.is_none());
+        let installed = installed.map(|(key, s)| (key, Lookup::Installed(s)));
+        let pending = self.pending.iter().filter_map(|(key, p)| match key {
+            PackageKey::Service(key) if of_id(key) => Some((
+                key,
+                match &p.failure {
+                    Some(failure) => Lookup::Failed(key, failure),
+                    None => Lookup::Pending(key),
+                },
+            )),
+            _ => None,
+        });
+        let newest = installed
+            .chain(pending)
+            .max_by(|(a, _), (b, _)| version::compare(&a.version, &b.version));
+        newest.map_or(Lookup::Unknown, |(_, lookup)| lookup)
+    }
+
+    /// Layers are looked up by digest, unused ones as well.
+    pub fn layer(&self, digest: &Digest) -> LayerLookup<'_> {
+        let key = PackageKey::Layer(digest.clone());
+        if let Some(row) = self.layers.get(digest).filter(|_| self.removing.as_ref() != Some(&key))
+        {
+            return LayerLookup::Installed(row);
+        }
+        match self.pending.get(&key) {
+            None => LayerLookup::Unknown,
+            Some(Pending { failure: Some(failure), .. }) => LayerLookup::Failed(failure),
+            Some(_) => LayerLookup::Pending,
+        }
+    }
+
+    /// Marks the image as being read; the row for the job.
+    pub fn begin_reading(&mut self, key: &ServiceKey) -> Option<Arc<InstalledService>> {
+        let service = self.services.get_mut(key)?;
+        service.image = Image::Reading;
+        Some(service.row.clone())
+    }
+
+    pub fn read(&mut self, key: &ServiceKey, result: Result<Box<ServiceImage>, Failure>) {
+        let Some(service) = self.services.get_mut(key) else { return };
+        service.image = match result {
+            Ok(image) => Image::Read(Arc::new(*image)),
+            Err(failure) => {
+                log::error!("service image cannot be used service=\"{key}\" err=\"{failure}\"");
+                Image::Broken(failure)
+            }
+        };
+    }
+
+    /// A request looks at broken images once more.
+    pub fn forget_broken(&mut self) {
+        for service in self.services.values_mut() {
+            if matches!(service.image, Image::Broken(_)) {
+                service.image = Image::Unread;
+            }
+        }
+    }
+
+    /// One instance of the version has been up long enough (R3).
+    pub fn confirm(&mut self, key: &ServiceKey, changes: &mut Vec<Change>) {
+        let Some(service) = self.services.get_mut(key) else { return };
+        if !service.row.confirmed {
+            Arc::make_mut(&mut service.row).confirmed = true;
+            changes.push(Change::PutService((*service.row).clone()));
+        }
+    }
+
+    /// Is the version already known to stay up?
+    pub fn is_confirmed(&self, key: &ServiceKey) -> bool {
+        self.services.get(key).is_some_and(|s| s.row.confirmed)
+    }
+
+    /// The next install, if none is running. `in_use` is never evicted.
+    pub fn next_install(
+        &mut self,
+        in_use: &BTreeSet<PackageKey>,
+        changes: &mut Vec<Change>,
+    ) -> Option<InstallPlan> {
+        if self.installing.is_some() || self.removing.is_some() {
+            return None;
+        }
+        let open = self.pending.iter_mut().filter(|(_, p)| p.failure.is_none());
+        let (key, pending) = open.min_by_key(|(_, p)| p.order)?;
+        pending.wanted.attempts_begun += 1;
+        changes.push(Change::PutWanted(pending.wanted.clone()));
+        let plan = InstallPlan { package: pending.wanted.package.clone(), evictable: Vec::new() };
+        log::info!("install package=\"{key}\" url={:?}", plan_url(&plan));
+        self.installing = Some(key.clone());
+        Some(InstallPlan { evictable: self.evictable(in_use), ..plan })
+    }
+
+    /// Unused packages, the one that has been unused longest first.
+    fn evictable(&self, in_use: &BTreeSet<PackageKey>) -> Vec<Evictable> {
+        let services = self.services.iter().filter_map(|(key, s)| {
+            let since = s.row.unused_since_ms?;
+            let key = PackageKey::Service(key.clone());
+            Some((since, Evictable { key, path: s.row.path.clone(), size_bytes: s.row.size_bytes }))
+        });
+        let layers = self.layers.iter().filter_map(|(digest, row)| {
+            let key = PackageKey::Layer(digest.clone());
+            Some((
+                row.unused_since_ms?,
+                Evictable { key, path: row.path.clone(), size_bytes: row.size_bytes },
+            ))
+        });
+        let mut list: Vec<(i64, Evictable)> =
+            services.chain(layers).filter(|(_, e)| !in_use.contains(&e.key)).collect();
+        list.sort_by_key(|(since, _)| *since);
+        list.into_iter().map(|(_, evictable)| evictable).collect()
+    }
+
+    /// The install has ended. What it made is kept even if a newer request no longer wants it.
+    pub fn installed(
+        &mut self,
+        key: &PackageKey,
+        evicted: &[PackageKey],
+        result: Result<Installed, Failure>,
+        now_ms: i64,
+        changes: &mut Vec<Change>,
+    ) {
+        self.installing = None;
+        evicted.iter().for_each(|key| self.forget(key, changes));
+        match result {
+            Ok(installed) => {
+                let wanted = self.pending.remove(key).is_some();
+                if wanted {
+                    changes.push(Change::RemoveWanted(key.clone()));
+                }
+                log::info!("installed package=\"{key}\"");
+                self.add(installed, (!wanted).then_some(now_ms), changes);
+            }
+            Err(failure) => {
+                log::error!("cannot install package=\"{key}\" err=\"{failure}\"");
+                if let Some(pending) = self.pending.get_mut(key) {
+                    pending.wanted.attempts_begun = 0;
+                    pending.wanted.last_error = failure.message.clone();
+                    changes.push(Change::PutWanted(pending.wanted.clone()));
+                    pending.failure = Some(failure);
+                }
+            }
+        }
+    }
+
+    /// The daemon stops in good order: the running install counts as not begun.
+    pub fn interrupt(&mut self, changes: &mut Vec<Change>) {
+        if let Some(pending) = self.installing.as_ref().and_then(|key| self.pending.get_mut(key)) {
+            pending.wanted.attempts_begun = 0;
+            changes.push(Change::PutWanted(pending.wanted.clone()));
+        }
+    }
+
+    fn add(
+        &mut self,
+        installed: Installed,
+        unused_since_ms: Option<i64>,
+        changes: &mut Vec<Change>,
+    ) {
+        match installed {
+            Installed::Service(mut row, image) => {
+                row.unused_since_ms = unused_since_ms;
+                changes.push(Change::PutService((*row).clone()));
+                let service = Service { row: Arc::new(*row), image: Image::Read(Arc::new(*image)) };
+                self.services.insert(service.row.key.clone(), service);
+            }
+            Installed::Layer(mut row) => {
+                row.unused_since_ms = unused_since_ms;
+                changes.push(Change::PutLayer((*row).clone()));
+                self.layers.insert(row.digest.clone(), *row);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &PackageKey, changes: &mut Vec<Change>) {
+        log::info!("removed package=\"{key}\"");
+        match key {
+            PackageKey::Service(key) => {
+                self.services.remove(key);
+                changes.push(Change::RemoveService(key.clone()));
+            }
+            PackageKey::Layer(digest) => {
+                self.layers.remove(digest);
+                changes.push(Change::RemoveLayer(digest.clone()));
+            }
+        }
+    }
+
+    /// A package whose time is over, if nothing else is going on. Otherwise when to look again
+    /// (Unix time, milliseconds).
+    pub fn next_removal(
+        &mut self,
+        in_use: &BTreeSet<PackageKey>,
+        service_ttl: Duration,
+        layer_ttl: Duration,
+        now_ms: i64,
+    ) -> Removal {
+        if self.installing.is_some() || self.removing.is_some() {
+            return Removal::None;
+        }
+        let mut next = None;
+        for evictable in self.evictable(in_use) {
+            let ttl = match evictable.key {
+                PackageKey::Service(_) => service_ttl,
+                PackageKey::Layer(_) => layer_ttl,
+            };
+            let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+            let due = self.unused_since(&evictable.key).unwrap_or(now_ms).saturating_add(ttl_ms);
+            if due < now_ms {
+                self.removing = Some(evictable.key.clone());
+                return Removal::Now(evictable);
+            }
+            next = Some(next.map_or(due, |n: i64| n.min(due)));
+        }
+        next.map_or(Removal::None, |due| Removal::At(due.saturating_add(1)))
+    }
+
+    fn unused_since(&self, key: &PackageKey) -> Option<i64> {
+        match key {
+            PackageKey::Service(key) => self.services.get(key)?.row.unused_since_ms,
+            PackageKey::Layer(digest) => self.layers.get(digest)?.unused_since_ms,
+        }
+    }
+
+    pub fn removed(
+        &mut self,
+        key: &PackageKey,
+        result: Result<(), Failure>,
+        now_ms: i64,
+        changes: &mut Vec<Change>,
+    ) {
+        self.removing = None;
+        match result {
+            Ok(()) => self.forget(key, changes),
+            Err(failure) => {
+                log::error!("cannot remove package=\"{key}\" err=\"{failure}\"");
+                self.postpone(key, now_ms, changes);
+            }
+        }
+    }
+
+    /// A directory that cannot be removed is not tried again before its time to live has passed
+    /// once more.
+    fn postpone(&mut self, key: &PackageKey, now_ms: i64, changes: &mut Vec<Change>) {
+        match key {
+            PackageKey::Service(key) => {
+                if let Some(service) = self.services.get_mut(key) {
+                    Arc::make_mut(&mut service.row).unused_since_ms = Some(now_ms);
+                    changes.push(Change::PutService((*service.row).clone()));
+                }
+            }
+            PackageKey::Layer(digest) => {
+                if let Some(row) = self.layers.get_mut(digest) {
+                    row.unused_since_ms = Some(now_ms);
+                    changes.push(Change::PutLayer(row.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// Answer of `next_removal`.
+#[derive(Debug, PartialEq)]
+pub enum Removal {
+    Now(Evictable),
+    /// Unix time in milliseconds.
+    At(i64),
+    None,
+}
+
+fn plan_url(plan: &InstallPlan) -> &str {
+    match &plan.package {
+        Package::Service(service) => &service.source.url,
+        Package::Layer(layer) => &layer.source.url,
+    }
+}

@@ -1,0 +1,484 @@
+//! Compares what is wanted with what is and decides what to do next.
+//!
+//! Idempotent: everything decided is marked in the state (a phase, a flag, a counter), so that a
+//! second call finds nothing to do. The rows to store come first in the list of effects.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
+use crate::core::limiter;
+use crate::core::package::Removal;
+use crate::core::state::{StartVerdict, State, Survey};
+use crate::core::{Effect, MonitorTarget, inputs, stop_signal};
+use crate::model::event::IamCommand;
+use crate::model::id::{InstanceId, PackageKey};
+use crate::model::job::{
+    AdoptPlan, ExecJob, FetchJob, LimiterState, Record, StartKind, StartPlan, StopPlan, StopScope,
+};
+use crate::model::status::ErrorInfo;
+use crate::model::store::Change;
+use crate::ports::Now;
+
+/// While offline, the offline time is written so often.
+const OFFLINE_STORE_PERIOD: Duration = Duration::from_secs(600);
+/// A held verdict is given after so many start intervals, or after `MAX_HOLD` (R3).
+const HOLD_INTERVALS: u32 = 3;
+/// See `HOLD_INTERVALS`.
+const MAX_HOLD: Duration = Duration::from_secs(30);
+
+impl State {
+    /// Everything to be done now. Also sets the next deadline.
+    pub fn plan(&mut self, now: Now) -> Vec<Effect> {
+        self.deadline = None;
+        let mut effects = Vec::new();
+        self.plan_host(&mut effects);
+        self.plan_times(now);
+        if self.stale_goals {
+            self.offline_deadline = None;
+            self.work_out_goals(now, &mut effects);
+        }
+        if let Some(at) = self.offline_deadline {
+            self.wake(now.mono + at.saturating_sub(now.boot));
+        }
+        self.plan_networks(&mut effects);
+        self.plan_instances(now, &mut effects);
+        self.plan_packages(now, &mut effects);
+        self.plan_reports(now, &mut effects);
+        if !self.changes.is_empty() {
+            effects.insert(0, Effect::Store(std::mem::take(&mut self.changes)));
+        }
+        effects
+    }
+
+    /// The first jobs after a start, and messages that need no decision.
+    fn plan_host(&mut self, effects: &mut Vec<Effect>) {
+        if self.survey == Survey::Due {
+            self.survey = Survey::Running;
+            self.exec_jobs += 1;
+            effects.push(Effect::Exec(ExecJob::Survey));
+            effects.push(Effect::Fetch(FetchJob::Tidy { known: self.packages.paths() }));
+        }
+        if std::mem::take(&mut self.pong_due) {
+            effects.push(Effect::Pong);
+        }
+        if std::mem::take(&mut self.reconnect_due) {
+            effects.push(Effect::Reconnect);
+        }
+        if std::mem::take(&mut self.node_info_due)
+            && let Some(node) = &self.node
+        {
+            effects.push(Effect::NodeInfo(node.clone()));
+        }
+        for (id, ident) in std::mem::take(&mut self.unregister) {
+            effects.push(Effect::Iam(IamCommand::Unregister { id, ident }));
+        }
+    }
+
+    /// Variables that expire, offline time that passes.
+    fn plan_times(&mut self, now: Now) {
+        if self.overrides.expire(now.wall_ms) {
+            self.changes.push(Change::SetEnvOverrides(self.overrides.list().to_vec()));
+            self.stale_goals = true;
+        }
+        if let Some(at_ms) = self.overrides.next_expiry() {
+            self.wake_at_wall(now, at_ms + 1);
+        }
+        if self.offline_deadline.is_some_and(|at| now.boot >= at) {
+            self.stale_goals = true;
+        }
+        if !self.cloud.online && self.offline_deadline.is_some() {
+            let due = self.cloud.stored_at + OFFLINE_STORE_PERIOD;
+            if now.boot >= due {
+                self.store_offline(now);
+            }
+            let due = self.cloud.stored_at + OFFLINE_STORE_PERIOD;
+            self.wake(now.mono + due.saturating_sub(now.boot));
+        }
+    }
+
+    fn wake_at_wall(&mut self, now: Now, at_ms: i64) {
+        let wait = u64::try_from(at_ms - now.wall_ms).unwrap_or(0);
+        self.wake(now.mono + Duration::from_millis(wait));
+    }
+
+    fn plan_networks(&mut self, effects: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.networks_due) {
+            self.networks_unanswered += 1;
+            effects.push(Effect::Networks(self.networks.clone()));
+        }
+        let undecided = |i: &Instance| matches!(i.phase, Phase::Found(_) | Phase::Adopting);
+        let adopted = self.survey == Survey::Done && !self.instances.values().any(undecided);
+        if adopted && !self.networks_kept && self.orphans.is_empty() && !self.stopping {
+            self.networks_kept = true;
+            let present = self.instances.values().filter(|i| i.is_present());
+            effects.push(Effect::KeepNetworks(present.map(|i| i.id.clone()).collect()));
+        }
+    }
+
+    fn plan_packages(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.stopping || !self.tidied {
+            return;
+        }
+        let in_use = self.packages_in_use();
+        if let Some(plan) = self.packages.next_install(&in_use, &mut self.changes) {
+            effects.push(Effect::Fetch(FetchJob::Install(Box::new(plan))));
+            return;
+        }
+        let (service_ttl, layer_ttl) = (self.policy.service_ttl, self.policy.layer_ttl);
+        match self.packages.next_removal(&in_use, service_ttl, layer_ttl, now.wall_ms) {
+            Removal::Now(evictable) => {
+                let (key, path) = (evictable.key, evictable.path);
+                effects.push(Effect::Fetch(FetchJob::Remove { key, path }));
+            }
+            Removal::At(at_ms) => self.wake_at_wall(now, at_ms),
+            Removal::None => {}
+        }
+    }
+
+    /// What a running, starting or wanted instance is made from; never evicted.
+    fn packages_in_use(&self) -> BTreeSet<PackageKey> {
+        let mut used = BTreeSet::new();
+        let mut add = |inputs: &Inputs| {
+            used.insert(PackageKey::Service(inputs.service.key.clone()));
+            used.extend(inputs.image.layers.iter().cloned().map(PackageKey::Layer));
+        };
+        for instance in self.instances.values() {
+            instance.inputs.iter().for_each(|inputs| add(inputs));
+            if let Goal::Run(inputs) = &instance.goal {
+                add(inputs);
+            }
+        }
+        used
+    }
+
+    fn plan_instances(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let order = self.by_priority();
+        for id in &order {
+            self.plan_leaving(now, id, effects);
+        }
+        self.plan_orphans(effects);
+        for id in &order {
+            self.plan_starting(now, id, effects);
+            self.plan_secret(id, effects);
+        }
+        self.instances.retain(|_, i| i.wanted || i.is_present());
+        self.unwatch_ended(effects);
+    }
+
+    fn unwatch_ended(&mut self, effects: &mut Vec<Effect>) {
+        for instance in self.instances.values_mut() {
+            let running = matches!(instance.phase, Phase::Running | Phase::Grace(_));
+            if running && !instance.monitored && instance.phase == Phase::Running {
+                instance.monitored = true;
+                effects.push(Effect::Watch(instance.monitor_target()));
+            }
+            if !running && instance.monitored {
+                instance.monitored = false;
+                effects.push(Effect::Unwatch(instance.id.clone()));
+            }
+        }
+    }
+
+    fn plan_orphans(&mut self, effects: &mut Vec<Effect>) {
+        for (id, removing) in &mut self.orphans {
+            if !*removing && self.exec_jobs < self.policy.max_exec_jobs {
+                *removing = true;
+                self.exec_jobs += 1;
+                log::info!("remove leftover instance={id}");
+                effects.push(Effect::Exec(stop_job(id, StopScope::Everything)));
+            }
+        }
+    }
+
+    /// Stops, clean-ups, adoption and verdicts: everything but starts.
+    fn plan_leaving(&mut self, now: Now, id: &InstanceId, effects: &mut Vec<Effect>) {
+        let room = self.exec_jobs < self.policy.max_exec_jobs;
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let unfit = instance.is_unfit();
+        match instance.phase.clone() {
+            Phase::Found(record) => match &instance.goal {
+                _ if !room => {}
+                Goal::Run(inputs) if inputs.digest == record.inputs_digest => {
+                    let inputs = inputs.clone();
+                    self.adopt(id, &record, inputs, effects);
+                }
+                Goal::Wait | Goal::Blocked { keep: true, .. } => {}
+                _ => self.stop_everything(id, effects),
+            },
+            Phase::Running if unfit => self.begin_stop(now, id, effects),
+            Phase::Running => self.plan_verdict(now, id),
+            Phase::Grace(until) if now.mono < until => self.wake(until),
+            Phase::Grace(_) if room => self.stop_everything(id, effects),
+            Phase::Dead if room => {
+                let scope = if unfit { StopScope::Everything } else { StopScope::Container };
+                instance.phase = if unfit { Phase::Stopping } else { Phase::Cleaning };
+                self.exec_jobs += 1;
+                effects.push(Effect::Exec(stop_job(id, scope)));
+            }
+            Phase::Pausing(_) if unfit && room => self.stop_everything(id, effects),
+            Phase::Pausing(_) | Phase::Dead | Phase::Cleaning => self.plan_verdict(now, id),
+            Phase::Failed if instance.retry && matches!(instance.goal, Goal::Run(_)) => {
+                instance.phase = Phase::Absent;
+            }
+            _ => {}
+        }
+    }
+
+    fn stop_everything(&mut self, id: &InstanceId, effects: &mut Vec<Effect>) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        instance.phase = Phase::Stopping;
+        self.exec_jobs += 1;
+        effects.push(Effect::Exec(stop_job(id, StopScope::Everything)));
+    }
+
+    /// An image that declares a stop signal gets it and time to react (D5).
+    fn begin_stop(&mut self, now: Now, id: &InstanceId, effects: &mut Vec<Effect>) {
+        let room = self.exec_jobs < self.policy.max_exec_jobs;
+        let stop_timeout = self.policy.stop_timeout;
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let image = instance.inputs.as_ref().map(|inputs| &inputs.image.image);
+        let signal = image.and_then(|image| stop_signal::number(&image.stop_signal));
+        match signal.filter(|_| !stop_timeout.is_zero()) {
+            Some(signal) => {
+                instance.fault = None;
+                let until = now.mono + stop_timeout;
+                instance.phase = Phase::Grace(until);
+                effects.push(Effect::Signal { id: id.clone(), signal });
+                self.wake(until);
+            }
+            None if room => {
+                instance.fault = None;
+                self.stop_everything(id, effects);
+            }
+            None => {}
+        }
+    }
+
+    fn adopt(
+        &mut self,
+        id: &InstanceId,
+        record: &Record,
+        inputs: crate::core::SharedInputs,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        instance.phase = Phase::Adopting;
+        instance.resume(record);
+        instance.running_digest = inputs.digest.clone();
+        instance.inputs = Some(inputs.clone());
+        let plan = instance.start_plan(&inputs, StartKind::Fresh, 0);
+        let plan = AdoptPlan { id: id.clone(), record: record.clone(), plan };
+        self.exec_jobs += 1;
+        effects.push(Effect::Exec(ExecJob::Adopt(Box::new(plan))));
+    }
+
+    /// Gives a held verdict when its time has come, and remembers a version that stays up.
+    fn plan_verdict(&mut self, now: Now, id: &InstanceId) {
+        let reference = self.policy.start_verdict == StartVerdict::Reference;
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(inputs) = instance.inputs.clone() else { return };
+        let running = instance.phase == Phase::Running;
+        let interval = inputs.rules.start_interval;
+        let stable_at = instance.running_since + interval;
+        let stable = running && now.mono >= stable_at;
+        let hold = if reference {
+            interval + interval / 5
+        } else {
+            (interval * HOLD_INTERVALS).min(MAX_HOLD)
+        };
+        match instance.verdict {
+            Verdict::Held { since, .. } if reference && now.mono >= since + hold => {
+                instance.verdict = if running { Verdict::Given } else { Verdict::TooOften };
+            }
+            Verdict::Held { .. } if stable && !reference => instance.verdict = Verdict::Given,
+            Verdict::Held { since, exited } if !reference && now.mono >= since + hold => {
+                instance.verdict = if exited { Verdict::TooOften } else { Verdict::Given };
+            }
+            Verdict::TooOften if stable => instance.verdict = Verdict::Given,
+            _ => {}
+        }
+        let held_until = match instance.verdict {
+            Verdict::Held { since, .. } => Some(since + hold),
+            _ => None,
+        };
+        let unproved = !self.packages.is_confirmed(&inputs.service.key);
+        if stable && unproved {
+            self.packages.confirm(&inputs.service.key, &mut self.changes);
+        }
+        if running && !stable && (unproved || held_until.is_some()) {
+            self.wake(stable_at);
+        }
+        if let Some(at) = held_until {
+            self.wake(at);
+        }
+    }
+
+    /// Starts what is to start, as far as everything it needs is there.
+    fn plan_starting(&mut self, now: Now, id: &InstanceId, effects: &mut Vec<Effect>) {
+        if self.stopping
+            || self.survey != Survey::Done
+            || self.exec_jobs >= self.policy.max_exec_jobs
+        {
+            return;
+        }
+        let Some(instance) = self.instances.get(id) else { return };
+        let Goal::Run(inputs) = instance.goal.clone() else { return };
+        match instance.phase {
+            Phase::Absent => {}
+            Phase::Pausing(until) if now.mono >= until => {}
+            Phase::Pausing(until) => return self.wake(until),
+            _ => return,
+        }
+        if instance.next_start == StartKind::Fresh && !self.may_start_fresh(id, &inputs) {
+            return;
+        }
+        self.start(now, id, inputs, effects);
+    }
+
+    /// Stop before start, networks before instances, secret before container.
+    fn may_start_fresh(&self, id: &InstanceId, inputs: &Inputs) -> bool {
+        let Some(instance) = self.instances.get(id) else { return false };
+        let needs_secret = inputs.image.service.permissions.is_some();
+        self.networks_unanswered == 0
+            && !self.networks_due
+            && self.orphans.is_empty()
+            && !self.instances.values().any(Instance::is_leaving)
+            && (!needs_secret || matches!(instance.secret, Secret::Known(_)))
+    }
+
+    fn start(
+        &mut self,
+        now: Now,
+        id: &InstanceId,
+        inputs: crate::core::SharedInputs,
+        effects: &mut Vec<Effect>,
+    ) {
+        let immediate = match self.policy.start_verdict {
+            StartVerdict::Immediate => true,
+            StartVerdict::ConfirmNew => self.packages.is_confirmed(&inputs.service.key),
+            StartVerdict::Reference => false,
+        };
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let first = instance.phase == Phase::Absent;
+        if first {
+            instance.limiter = LimiterState::default();
+            instance.restarts = 0;
+            instance.fault = None;
+            instance.verdict = if immediate {
+                Verdict::Given
+            } else {
+                Verdict::Held { since: now.mono, exited: false }
+            };
+        }
+        if !limiter::allow(&mut instance.limiter, &inputs.rules, now.mono) {
+            return self.give_up(id, &inputs, effects);
+        }
+        instance.retry = false;
+        instance.restarts += u64::from(!first);
+        let kind = instance.next_start;
+        let started_at = u64::try_from(now.mono.as_nanos()).unwrap_or(u64::MAX);
+        let plan = instance.start_plan(&inputs, kind, started_at);
+        instance.running_digest = inputs.digest.clone();
+        instance.inputs = Some(inputs);
+        instance.next_start = StartKind::Again;
+        instance.phase = Phase::Starting(kind);
+        self.exec_jobs += 1;
+        effects.push(Effect::Exec(ExecJob::Start(Box::new(plan))));
+    }
+
+    /// The start limit: no further attempt until the next request.
+    fn give_up(&mut self, id: &InstanceId, inputs: &Inputs, effects: &mut Vec<Effect>) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let last = instance.fault.take().unwrap_or_default();
+        let rules = &inputs.rules;
+        let message = format!(
+            "start limit reached ({} starts in {:?}): {}",
+            rules.start_burst, rules.start_interval, last.message
+        );
+        log::error!("gives up instance={id} ident=\"{}\" err={message:?}", instance.desired.ident);
+        instance.fault = Some(ErrorInfo { message, ..last });
+        instance.verdict = Verdict::Given;
+        instance.retry = false;
+        instance.give_up = true;
+        self.stop_everything(id, effects);
+    }
+
+    fn plan_secret(&mut self, id: &InstanceId, effects: &mut Vec<Effect>) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Goal::Run(inputs) = &instance.goal else { return };
+        let Some(permissions) = &inputs.image.service.permissions else { return };
+        let in_use_hash = match (&instance.secret, &instance.phase) {
+            (Secret::None, Phase::Absent) => String::new(),
+            (Secret::Recheck { in_use_hash }, _) => in_use_hash.clone(),
+            _ => return,
+        };
+        instance.secret = Secret::Asked { in_use_hash };
+        effects.push(Effect::Iam(IamCommand::Register {
+            id: id.clone(),
+            ident: instance.desired.ident.clone(),
+            permissions: std::sync::Arc::new(permissions.clone()),
+        }));
+    }
+}
+
+impl Instance {
+    /// What runs of it, or waits to run again, must go.
+    fn is_unfit(&self) -> bool {
+        match &self.goal {
+            Goal::Gone | Goal::Blocked { keep: false, .. } => true,
+            Goal::Wait | Goal::Blocked { keep: true, .. } => false,
+            Goal::Run(inputs) => self.restart || inputs.digest != self.running_digest,
+        }
+    }
+
+    fn start_plan(&self, inputs: &Inputs, kind: StartKind, started_at_ns: u64) -> StartPlan {
+        let secret = match &self.secret {
+            Secret::Known(secret) => Some(secret.clone()),
+            _ => None,
+        };
+        let record = Record {
+            ident: self.desired.ident.clone(),
+            service_version: inputs.service.key.version.clone(),
+            inputs_digest: inputs.digest.clone(),
+            overrides: inputs.overrides.clone(),
+            secret_hash: inputs::secret_hash(secret.as_deref()),
+            pid: 0,
+            start_time: 0,
+            limiter: self.limiter,
+            restarts: self.restarts,
+            started_at_ns,
+        };
+        StartPlan {
+            id: self.id.clone(),
+            instance: self.desired.clone(),
+            service: inputs.service.clone(),
+            image: inputs.image.clone(),
+            layers: inputs.layers.clone(),
+            secret,
+            overrides: inputs.overrides.clone(),
+            devices: inputs.devices.clone(),
+            resources: inputs.resources.clone(),
+            max_dmips: inputs.max_dmips,
+            kind,
+            record,
+        }
+    }
+
+    fn monitor_target(&self) -> MonitorTarget {
+        let inputs = self.inputs.as_ref();
+        MonitorTarget {
+            id: self.id.clone(),
+            ident: self.desired.ident.clone(),
+            uid: self.desired.uid,
+            gid: inputs.map_or(0, |i| i.service.gid),
+            storage_path: self.desired.storage_path.clone(),
+            state_path: self.desired.state_path.clone(),
+            alert_rules: inputs.map(|i| i.image.service.alert_rules.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+fn stop_job(id: &InstanceId, scope: StopScope) -> ExecJob {
+    ExecJob::Stop(StopPlan { id: id.clone(), scope })
+}

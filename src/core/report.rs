@@ -1,0 +1,222 @@
+//! What the CM is told: registration, full status, changes, answers, alerts.
+//!
+//! Statuses are level-triggered: what is sent is worked out from the state when it may be sent, so
+//! nothing queues up while the CM is away and a new registration gets the full picture.
+
+use std::time::Duration;
+
+use crate::core::instance::{Instance, Phase, Reported, Secret};
+use crate::core::state::State;
+use crate::core::{Effect, NodeConfigWork};
+use crate::model::command::CmCommand;
+use crate::model::event::Session;
+use crate::model::status::{
+    Alert, AlertPayload, CmReport, ErrorInfo, InstanceStatus, NodeConfigStatus, RunState,
+};
+use crate::ports::Now;
+
+/// A registration gets its full status after so long even if instances are still on their way
+/// (D26).
+const FULL_STATUS_LIMIT: Duration = Duration::from_secs(30);
+/// Shortest time between two delta statuses of one instance (R24).
+const DELTA_PERIOD: Duration = Duration::from_secs(1);
+
+impl State {
+    pub(crate) fn plan_reports(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let round_ended = self.round && self.is_settled();
+        if round_ended {
+            self.round = false;
+        }
+        if self.stopping {
+            // The last full status stands: what a stop does to instances is no news of theirs.
+            return;
+        }
+        self.plan_registration(now, effects);
+        let Some(session) = self.cm.session.filter(|_| self.cm.registered) else {
+            self.cm.answers.clear();
+            return;
+        };
+        self.plan_answers(session, effects);
+        self.plan_full_status(now, session, round_ended, effects);
+        if !self.round && self.cm.full_status_by.is_none() {
+            self.plan_changes(now, session, effects);
+        }
+        self.plan_alerts(now, session, effects);
+    }
+
+    /// Nothing that the next full status should wait for is on its way.
+    fn is_settled(&self) -> bool {
+        self.survey == crate::core::state::Survey::Done
+            && self
+                .instances
+                .values()
+                .all(|i| i.is_settled() || (!self.iam_up && i.waits_for_iam()))
+    }
+
+    fn plan_registration(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let (Some(session), Some(_)) = (self.cm.session, &self.node) else { return };
+        if self.cm.registered {
+            return;
+        }
+        self.cm.registered = true;
+        self.cm.full_status_by = Some(now.mono + FULL_STATUS_LIMIT);
+        let hello = CmReport::NodeConfigStatus(self.node_config_status());
+        effects.push(Effect::Report(session, hello));
+    }
+
+    fn node_config_status(&self) -> NodeConfigStatus {
+        NodeConfigStatus {
+            node_id: self.node.as_ref().map(|n| n.node_id.clone()).unwrap_or_default(),
+            node_type: self.node.as_ref().map(|n| n.node_type.clone()).unwrap_or_default(),
+            version: self.node_config.version.clone(),
+            error: self.node_config.error.clone(),
+        }
+    }
+
+    /// The CM waits for these; they go out in the order of the requests.
+    fn plan_answers(&mut self, session: Session, effects: &mut Vec<Effect>) {
+        for (asked_on, report) in std::mem::take(&mut self.cm.answers) {
+            if asked_on == session {
+                effects.push(Effect::Report(session, report));
+            }
+        }
+        while !self.node_config.busy {
+            let Some((asked_on, command)) = self.cm.requests.pop_front() else { return };
+            if asked_on == session {
+                self.answer(session, command, effects);
+            }
+        }
+    }
+
+    fn answer(&mut self, session: Session, command: CmCommand, effects: &mut Vec<Effect>) {
+        match command {
+            CmCommand::GetNodeConfigStatus => {
+                let status = CmReport::NodeConfigStatus(self.node_config_status());
+                effects.push(Effect::Report(session, status));
+            }
+            CmCommand::CheckNodeConfig { json, version } => {
+                self.answer_config(session, json, version, false, effects);
+            }
+            CmCommand::SetNodeConfig { json, version } => {
+                self.answer_config(session, json, version, true, effects);
+            }
+            CmCommand::GetAverageMonitoring => effects.push(Effect::Average(session)),
+            CmCommand::Log(request) => effects.push(Effect::Log(session, request)),
+            // State messages are taken over by `apply`.
+            CmCommand::RunInstances(_)
+            | CmCommand::UpdateNetworks(_)
+            | CmCommand::OverrideEnvVars(_)
+            | CmCommand::ConnectionStatus { .. } => {}
+        }
+    }
+
+    fn answer_config(
+        &mut self,
+        session: Session,
+        json: String,
+        version: String,
+        store: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        match crate::document::node_config::parse(&json, crate::document::NumberUnit::Seconds) {
+            Ok(mut config) => {
+                config.version = version;
+                self.node_config.busy = true;
+                self.node_config.candidate = store.then(|| config.clone());
+                effects.push(Effect::NodeConfig(NodeConfigWork { session, json, config, store }));
+            }
+            Err(error) => {
+                let status =
+                    NodeConfigStatus { error: Some(ErrorInfo::of(&error)), ..Default::default() };
+                effects.push(Effect::Report(session, CmReport::NodeConfigStatus(status)));
+            }
+        }
+    }
+
+    fn plan_full_status(
+        &mut self,
+        now: Now,
+        session: Session,
+        round_ended: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let due = self.cm.full_status_by.is_some_and(|by| !self.round || now.mono >= by);
+        if !due && !round_ended {
+            if let Some(by) = self.cm.full_status_by {
+                self.wake(by);
+            }
+            return;
+        }
+        self.cm.full_status_by = None;
+        let mut statuses = Vec::with_capacity(self.instances.len() + self.rejected.len());
+        for instance in self.instances.values_mut().filter(|i| i.wanted) {
+            statuses.push(instance.report(now));
+        }
+        statuses.extend(self.rejected.iter().map(|(ident, error)| InstanceStatus {
+            ident: ident.clone(),
+            service_version: "".into(),
+            state: RunState::Failed,
+            error: Some(error.clone()),
+        }));
+        effects.push(Effect::Report(session, CmReport::RunStatus(statuses)));
+    }
+
+    fn plan_changes(&mut self, now: Now, session: Session, effects: &mut Vec<Effect>) {
+        let mut changed = Vec::new();
+        let mut next = None;
+        for instance in self.instances.values_mut().filter(|i| i.wanted && i.has_news()) {
+            if now.mono >= instance.report_after {
+                changed.push(instance.report(now));
+            } else {
+                next = Some(
+                    next.map_or(instance.report_after, |n: Duration| n.min(instance.report_after)),
+                );
+            }
+        }
+        if let Some(at) = next {
+            self.wake(at);
+        }
+        if !changed.is_empty() {
+            effects.push(Effect::Report(session, CmReport::UpdateStatus(changed)));
+        }
+    }
+
+    fn plan_alerts(&mut self, now: Now, session: Session, effects: &mut Vec<Effect>) {
+        let dropped = self.alerts.take_dropped();
+        if dropped > 0 {
+            let message = format!("{dropped} alerts were dropped");
+            log::warn!("{message}");
+            let payload = AlertPayload::Core { component: "aos-servicemanager".into(), message };
+            self.alerts.push(Alert { time_ms: now.wall_ms, payload });
+        }
+        for alert in self.alerts.next_batch() {
+            effects.push(Effect::Report(session, CmReport::Alert(alert)));
+        }
+    }
+}
+
+impl Instance {
+    /// Only IAM is missing; while that is away nobody should wait for it.
+    fn waits_for_iam(&self) -> bool {
+        self.phase == Phase::Absent && matches!(self.secret, Secret::Asked { .. })
+    }
+
+    /// The status for the CM; remembers that it was told.
+    fn report(&mut self, now: Now) -> InstanceStatus {
+        let (state, error) = self.status();
+        self.reported = Some(Reported { state, error: error.clone() });
+        self.report_after = now.mono + DELTA_PERIOD;
+        InstanceStatus {
+            ident: self.desired.ident.clone(),
+            service_version: self.goal_version.clone(),
+            state,
+            error,
+        }
+    }
+
+    /// The CM knows something else.
+    fn has_news(&self) -> bool {
+        let (state, error) = self.status();
+        self.reported.as_ref().is_none_or(|told| told.state != state || told.error != error)
+    }
+}

@@ -1,0 +1,258 @@
+//! All that core knows. Built from the store at start; changed only by `apply` and `plan`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::core::alerts::AlertRing;
+use crate::core::env::Overrides;
+use crate::core::instance::{Instance, Phase};
+use crate::core::node_config::NodeConfigState;
+use crate::core::package::Packages;
+use crate::model::command::CmCommand;
+use crate::model::desired::NetworkParams;
+use crate::model::event::Session;
+use crate::model::failure::Failure;
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
+use crate::model::node::NodeInfo;
+use crate::model::status::{Alert, AlertPayload, CmReport, ErrorInfo};
+use crate::model::store::{Change, Offline, Snapshot};
+
+/// When an instance counts as active (D3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum StartVerdict {
+    /// At once, except for the first start of a service version.
+    #[default]
+    ConfirmNew,
+    Immediate,
+    /// After 1.2 × start interval, as the reference.
+    Reference,
+}
+
+/// What the configuration says about decisions.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub start_verdict: StartVerdict,
+    pub keep_instances_on_exit: bool,
+    pub stop_timeout: Duration,
+    pub restart_on_secret_change: bool,
+    pub max_instances: usize,
+    pub service_ttl: Duration,
+    pub layer_ttl: Duration,
+    /// Jobs that may be with the exec threads at a time; the capacity of their queue.
+    pub max_exec_jobs: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let month = Duration::from_secs(30 * 24 * 3600);
+        Self {
+            start_verdict: StartVerdict::default(),
+            keep_instances_on_exit: false,
+            stop_timeout: Duration::from_secs(5),
+            restart_on_secret_change: true,
+            max_instances: 1024,
+            service_ttl: month,
+            layer_ttl: month,
+            max_exec_jobs: 64,
+        }
+    }
+}
+
+/// The stream to the CM.
+#[derive(Debug, Default)]
+pub struct CmLink {
+    pub session: Option<Session>,
+    /// The registration message of this session has been sent.
+    pub registered: bool,
+    /// Full status owed to this session; sent when all has settled, at the latest then.
+    pub full_status_by: Option<Duration>,
+    /// Requests that wait for the next plan, with their session.
+    pub requests: VecDeque<(Session, CmCommand)>,
+    /// Answers that are ready.
+    pub answers: VecDeque<(Session, CmReport)>,
+}
+
+/// Time without the cloud, for the offline TTL.
+#[derive(Debug, Default)]
+pub struct Cloud {
+    /// The CM said that it is connected, on the present stream.
+    pub online: bool,
+    /// Offline time up to `since` (CLOCK_BOOTTIME).
+    pub accumulated: Duration,
+    pub since: Duration,
+    /// When the row was written last, CLOCK_BOOTTIME.
+    pub stored_at: Duration,
+}
+
+impl Cloud {
+    /// Time without the cloud until `boot`.
+    pub fn offline_for(&self, boot: Duration) -> Duration {
+        if self.online {
+            Duration::ZERO
+        } else {
+            self.accumulated + boot.saturating_sub(self.since)
+        }
+    }
+}
+
+/// What the survey at start is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Survey {
+    Due,
+    Running,
+    Done,
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub policy: Policy,
+    pub node: Option<NodeInfo>,
+    pub node_config: NodeConfigState,
+    pub cm: CmLink,
+    pub cloud: Cloud,
+    pub packages: Packages,
+    pub networks: Vec<NetworkParams>,
+    /// Sets of networks that net has not answered yet, and whether one must be sent.
+    pub networks_unanswered: usize,
+    pub networks_due: bool,
+    pub network_faults: BTreeMap<NetworkId, Failure>,
+    /// Leftovers in the network may be removed once adoption is decided.
+    pub networks_kept: bool,
+    pub instances: BTreeMap<InstanceId, Instance>,
+    pub by_ident: BTreeMap<InstanceIdent, InstanceId>,
+    /// Idents of the last request that could not even be taken over.
+    pub rejected: Vec<(InstanceIdent, ErrorInfo)>,
+    /// Things found on the host that belong to nothing we want: id and whether a job removes it.
+    pub orphans: BTreeMap<InstanceId, bool>,
+    pub overrides: Overrides,
+    pub alerts: AlertRing,
+    pub survey: Survey,
+    pub tidied: bool,
+    /// A run request (or the initial start) has not settled: no delta statuses.
+    pub round: bool,
+    /// Goals must be worked out anew.
+    pub stale_goals: bool,
+    /// Exec jobs in flight.
+    pub exec_jobs: usize,
+    pub iam_up: bool,
+    pub stopping: bool,
+    pub pong_due: bool,
+    /// Rows to be written with the next plan.
+    pub changes: Vec<Change>,
+    /// Events that plan turns into effects without a decision.
+    pub reconnect_due: bool,
+    pub node_info_due: bool,
+    /// Registrations to be dropped at IAM.
+    pub unregister: Vec<(InstanceId, InstanceIdent)>,
+    pub(crate) deadline: Option<Duration>,
+    /// When the first offline TTL ends, CLOCK_BOOTTIME; worked out with the goals.
+    pub(crate) offline_deadline: Option<Duration>,
+    /// Random ids for new instances.
+    pub new_id: fn() -> InstanceId,
+}
+
+impl State {
+    /// The state at the start of the daemon.
+    pub fn new(
+        policy: Policy,
+        stored: Snapshot,
+        node_config: NodeConfigState,
+        boot: Duration,
+        wall_ms: i64,
+        new_id: fn() -> InstanceId,
+    ) -> Self {
+        let mut instances = BTreeMap::new();
+        let mut by_ident = BTreeMap::new();
+        for row in stored.instances {
+            by_ident.insert(row.instance.ident.clone(), row.id.clone());
+            instances.insert(row.id.clone(), Instance::new(row.id, row.instance));
+        }
+        Self {
+            policy,
+            node_info_due: stored.node_info.is_some(),
+            node: stored.node_info,
+            node_config,
+            cm: CmLink::default(),
+            cloud: offline_since(stored.offline, boot, wall_ms),
+            packages: Packages::new(stored.services, stored.layers, stored.wanted),
+            networks_due: !stored.networks.is_empty(),
+            networks: stored.networks,
+            networks_unanswered: 0,
+            network_faults: BTreeMap::new(),
+            networks_kept: false,
+            instances,
+            by_ident,
+            rejected: Vec::new(),
+            orphans: BTreeMap::new(),
+            overrides: Overrides::new(stored.env_overrides),
+            alerts: AlertRing::default(),
+            survey: Survey::Due,
+            tidied: false,
+            round: true,
+            stale_goals: true,
+            exec_jobs: 0,
+            iam_up: false,
+            stopping: false,
+            pong_due: false,
+            changes: Vec::new(),
+            reconnect_due: false,
+            unregister: Vec::new(),
+            deadline: None,
+            offline_deadline: None,
+            new_id,
+        }
+    }
+
+    /// When `plan` wants to be called again, CLOCK_MONOTONIC.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Remembers that something is due at `at`.
+    pub(crate) fn wake(&mut self, at: Duration) {
+        self.deadline = Some(self.deadline.map_or(at, |d| d.min(at)));
+    }
+
+    /// A stop was asked for and nothing is left to do.
+    pub fn is_drained(&self) -> bool {
+        let quiet = |i: &Instance| {
+            !i.is_busy()
+                && (self.policy.keep_instances_on_exit
+                    || !i.is_present()
+                    || i.phase == Phase::Quarantined)
+        };
+        self.stopping
+            && self.exec_jobs == 0
+            && self.survey != Survey::Running
+            && self.instances.values().all(quiet)
+    }
+
+    /// The instance of an id, if it is (still) known.
+    pub fn instance(&self, id: &InstanceId) -> Option<&Instance> {
+        self.instances.get(id)
+    }
+
+    /// Ids in the order of starts and device allocation: priority, then ident.
+    pub fn by_priority(&self) -> Vec<InstanceId> {
+        let mut order: Vec<&Instance> = self.instances.values().collect();
+        order.sort_by(|a, b| {
+            let key = |i: &Instance| std::cmp::Reverse(i.desired.priority);
+            key(a).cmp(&key(b)).then_with(|| a.desired.ident.cmp(&b.desired.ident))
+        });
+        order.into_iter().map(|i| i.id.clone()).collect()
+    }
+
+    pub(crate) fn alert(&mut self, time_ms: i64, payload: AlertPayload) {
+        self.alerts.push(Alert { time_ms, payload });
+    }
+}
+
+/// The stored offline time, plus the power-off if the wall clock is plausible.
+fn offline_since(stored: Option<Offline>, boot: Duration, wall_ms: i64) -> Cloud {
+    let accumulated = stored.map_or(0, |row| {
+        let off = (wall_ms - row.at_ms).max(0);
+        if row.online { off } else { row.accumulated_ms.max(0) + off }
+    });
+    let accumulated = Duration::from_millis(u64::try_from(accumulated).unwrap_or(0));
+    Cloud { online: false, accumulated, since: boot, stored_at: boot }
+}
