@@ -1,0 +1,352 @@
+//! The monitor over fake `/proc`, `/sys` and control group trees, with times as arguments.
+
+use std::fs;
+use std::sync::Mutex;
+
+use crossbeam::channel::{Sender, bounded};
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::id::{ServiceId, SubjectId};
+use crate::model::node::PercentRule;
+use crate::model::status::QuotaStatus;
+use crate::sys::fs::write_plain;
+use crate::sys::mount::Mounted;
+use crate::sys::time::SystemClock;
+
+const PARENT: &str = "/aos.slice";
+
+/// A host with v1 hierarchies and 1000 KiB of RAM.
+struct FakeHost {
+    root: TempDir,
+}
+
+impl FakeHost {
+    fn new() -> Self {
+        let host = Self { root: tempfile::tempdir().unwrap() };
+        host.write(
+            "proc/meminfo",
+            "MemTotal: 1000 kB\nMemFree: 400 kB\nBuffers: 0 kB\nCached: 0 kB\n",
+        );
+        host.write("proc/stat", "cpu  0 0 0 0 0 0 0 0 0 0\n");
+        host
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        write_plain(&path, text.as_bytes(), 0o600).unwrap();
+    }
+
+    fn set_group(&self, id: &str, cpu_ms: u64, rss: u64, oom_kills: u64) {
+        let leaf = format!("aos.slice/aos-service@{id}.service");
+        self.write(&format!("cpuacct/{leaf}/cpuacct.usage"), &format!("{}\n", cpu_ms * 1_000_000));
+        self.write(&format!("memory/{leaf}/memory.stat"), &format!("total_rss {rss}\n"));
+        self.write(
+            &format!("memory/{leaf}/memory.oom_control"),
+            &format!("oom_kill {oom_kills}\n"),
+        );
+    }
+
+    fn monitor(&self) -> Monitor {
+        let hierarchy = |name: &str| Mounted {
+            target: self.root.path().join(name),
+            kind: "cgroup".to_owned(),
+            super_options: format!("rw,{name}"),
+            ..Mounted::default()
+        };
+        let disks = disk::tests::fixed(vec![hierarchy("cpuacct"), hierarchy("memory")]);
+        let host = Host::open(&self.root.path().join("proc"));
+        Monitor::new(&settings(), host, disks, at(0))
+    }
+}
+
+fn settings() -> MonitorSettings {
+    MonitorSettings {
+        poll_period: Duration::from_secs(10),
+        average_window: Duration::from_secs(30),
+        ram_figure: RamFigure::Anonymous,
+        cgroup_parent: PARENT.to_owned(),
+    }
+}
+
+fn at(seconds: u64) -> Now {
+    let mono = Duration::from_secs(seconds);
+    Now { mono, boot: mono, wall_ms: 1_000_000 + i64::try_from(mono.as_millis()).unwrap() }
+}
+
+fn ident(service: &str) -> InstanceIdent {
+    InstanceIdent {
+        service_id: ServiceId::new(service),
+        subject_id: SubjectId::new("subject"),
+        instance: 0,
+    }
+}
+
+fn target(id: &str) -> Target {
+    Target {
+        id: InstanceId::new(id),
+        ident: ident(id),
+        service_version: Arc::from("1.0.0"),
+        uid: 5000,
+        storage: None,
+        state: None,
+        rules: AlertRules::default(),
+    }
+}
+
+fn watch(target: Target) -> MonitorCommand {
+    MonitorCommand::Watch(Box::new(target))
+}
+
+fn node_info(max_dmips: u64) -> NodeInfo {
+    NodeInfo { max_dmips, total_ram_bytes: 1000 << 10, ..NodeInfo::default() }
+}
+
+/// Keeps what it gets.
+#[derive(Default)]
+struct Kept {
+    alerts: Mutex<Vec<Alert>>,
+    averages: Mutex<Vec<(Session, NodeMonitoring)>>,
+}
+
+impl MonitorOutput for Kept {
+    fn instant(&self, _: NodeMonitoring) {}
+    fn average(&self, session: Session, data: NodeMonitoring) {
+        self.averages.lock().unwrap().push((session, data));
+    }
+    fn alert(&self, alert: Alert) {
+        self.alerts.lock().unwrap().push(alert);
+    }
+}
+
+#[test]
+fn node_figures() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    let mut step = |seconds, command: Option<MonitorCommand>, stat: &str| {
+        host.write("proc/stat", stat);
+        if let Some(command) = command {
+            monitor.apply(command, at(seconds), &kept);
+        }
+        monitor.sample(at(seconds), &kept);
+        (monitor.instant().node, monitor.average(7).node)
+    };
+    // No node info: CPU is 0, and stays out of the average.
+    let (instant, _) = step(10, None, "cpu 50 0 0 50\n");
+    assert_eq!((instant.cpu_dmips, instant.ram_bytes, instant.time_ms), (0, 600 << 10, 1_010_000));
+    let (instant, average) =
+        step(20, Some(MonitorCommand::NodeInfo(node_info(4000))), "cpu 75 0 0 125\n");
+    assert_eq!((instant.cpu_dmips, average.cpu_dmips, average.time_ms), (1000, 1000, 7));
+    let (instant, average) = step(30, None, "cpu 175 0 0 125\n");
+    assert_eq!((instant.cpu_dmips, average.cpu_dmips), (4000, 2500));
+}
+
+#[test]
+fn instance_cpu_and_ram() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    monitor.apply(MonitorCommand::NodeInfo(node_info(8000)), at(0), &kept);
+    monitor.cpus = 4;
+    host.set_group("i1", 500, 4096, 0);
+    monitor.apply(watch(target("i1")), at(0), &kept);
+    let mut tick = |seconds| {
+        monitor.sample(at(seconds), &kept);
+        let data = monitor.instant();
+        assert_eq!(data.instances.len(), 1);
+        let (of, figures) = data.instances.into_iter().next().unwrap();
+        assert_eq!(of, ident("i1"));
+        (figures.cpu_dmips, figures.ram_bytes)
+    };
+    // 10 s of one of four CPUs is a quarter of the node.
+    host.set_group("i1", 10_500, 8192, 0);
+    assert_eq!(tick(10), (2000, 8192));
+    // The counter ran backwards: what it shows now was used since.
+    host.set_group("i1", 1000, 8192, 0);
+    assert_eq!(tick(20), (200, 8192));
+    // Unreadable: no CPU, the last RAM.
+    host.write("cpuacct/aos.slice/aos-service@i1.service/cpuacct.usage", "");
+    host.write("memory/aos.slice/aos-service@i1.service/memory.stat", "");
+    assert_eq!(tick(30), (0, 8192));
+    // More than all CPUs at once is a batch update of the kernel.
+    host.set_group("i1", 1_000_000, 1, 0);
+    assert_eq!(tick(40).0, 8000);
+    monitor.apply(MonitorCommand::Unwatch(InstanceId::new("i1")), at(41), &kept);
+    monitor.apply(MonitorCommand::Unwatch(InstanceId::new("unknown")), at(41), &kept);
+    assert!(monitor.instant().instances.is_empty());
+}
+
+#[test]
+fn new_group_counts_from_the_tick_before() {
+    let cpu = |used_us, fresh| CpuUse { used_us, fresh };
+    let mut watched = Watched {
+        group: Group::new(&Hierarchies::default(), PARENT, &InstanceId::new("i"), RamFigure::Total),
+        target: target("i"),
+        meter: Meter::default(),
+        cpu_before: None,
+        oom_kills: None,
+    };
+    let mut check = |used, now, before, expect| {
+        let (now, before) = (Duration::from_secs(now), Duration::from_secs(before));
+        assert_eq!(watched.cpu_dmips(used, now, before, 1000, 1), expect);
+    };
+    check(cpu(9_000_000, false), 10, 0, None); // first sample: a baseline
+    check(cpu(14_000_000, false), 20, 10, Some(500));
+    check(cpu(2_000_000, true), 30, 20, Some(200)); // replaced
+    check(cpu(2_000_000, false), 30, 30, None); // no time has passed
+}
+
+#[test]
+fn average_request_before_the_first_poll() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    monitor.apply(MonitorCommand::Average { session: Session(4) }, at(1), &kept);
+    let averages = kept.averages.into_inner().unwrap();
+    assert_eq!(averages[0].0, Session(4));
+    assert_eq!((averages[0].1.node.ram_bytes, averages[0].1.node.time_ms), (600 << 10, 1_001_000));
+}
+
+#[test]
+fn partitions_and_storage() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    let partition = |name: &str, path: &Path| Partition {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        types: Vec::new(),
+        total_bytes: 1,
+    };
+    let partitions =
+        vec![partition("var", host.root.path()), partition("lost", Path::new("/no/such/place"))];
+    let info = NodeInfo { partitions, ..node_info(0) };
+    monitor.apply(MonitorCommand::NodeInfo(info), at(0), &kept);
+    let storage = Some(host.root.path().join("storage"));
+    monitor.apply(watch(Target { storage, ..target("i1") }), at(0), &kept);
+    monitor.sample(at(10), &kept);
+    let data = monitor.instant();
+    let names: Vec<_> = data.node.partitions.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["var", "lost"]);
+    assert!(data.node.partitions[0].1 > 0);
+    assert_eq!(data.node.partitions[1].1, 0);
+    assert_eq!(data.instances[0].1.partitions, [("storage".to_owned(), 0)]);
+}
+
+#[test]
+fn alerts_of_node_and_instance() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    let rule = Some(PercentRule { min_timeout: Duration::from_secs(10), min: 10.0, max: 50.0 });
+    let rules = AlertRules { ram: rule, ..AlertRules::default() };
+    monitor.apply(MonitorCommand::NodeInfo(node_info(1000)), at(0), &kept);
+    monitor.apply(MonitorCommand::NodeRules(rules.clone()), at(0), &kept);
+    host.set_group("i1", 0, 600 << 10, 2);
+    monitor.apply(watch(Target { rules, ..target("i1") }), at(0), &kept);
+    monitor.sample(at(10), &kept);
+    host.set_group("i1", 0, 700 << 10, 5);
+    // Another configuration of the node leaves the instance's rules alone.
+    monitor.apply(MonitorCommand::NodeRules(AlertRules::default()), at(15), &kept);
+    monitor.sample(at(20), &kept);
+    let alerts = kept.alerts.into_inner().unwrap();
+    let expect = [
+        AlertPayload::InstanceQuota {
+            ident: ident("i1"),
+            parameter: "ram".to_owned(),
+            value: 700 << 10,
+            status: QuotaStatus::Raise,
+        },
+        AlertPayload::Instance {
+            ident: ident("i1"),
+            service_version: Arc::from("1.0.0"),
+            message: "out of memory: 3 processes of the instance were killed".to_owned(),
+        },
+    ];
+    assert_eq!(alerts.iter().map(|a| a.time_ms).collect::<Vec<_>>(), [1_020_000; 2]);
+    assert_eq!(alerts.into_iter().map(|alert| alert.payload).collect::<Vec<_>>(), expect);
+}
+
+#[test]
+fn rules_of_instance_partitions_find_their_total() {
+    let partition = |name: &str, kind: &str, path: &str, total_bytes| Partition {
+        name: name.to_owned(),
+        types: vec![kind.to_owned()],
+        path: PathBuf::from(path),
+        total_bytes,
+    };
+    let info = NodeInfo {
+        partitions: vec![
+            partition("var", "generic", "/var", 10),
+            partition("storages", "storages", "/var/aos/storages", 20),
+            partition("states", "states", "/mnt/states", 30),
+        ],
+        ..NodeInfo::default()
+    };
+    let check = |name, path, expect| assert_eq!(holder_size(&info, name, Path::new(path)), expect);
+    check("storage", "/var/aos/storages/x", Some(20));
+    check("storage", "/var/lib/x", Some(10));
+    check("state", "/elsewhere/x", Some(30));
+    check("storage", "/elsewhere/x", Some(20));
+}
+
+#[test]
+fn missed_ticks_are_skipped() {
+    let check = |tick, now, expect| {
+        let seconds = Duration::from_secs;
+        assert_eq!(following(seconds(tick), seconds(10), seconds(now)), seconds(expect));
+    };
+    check(10, 10, 20);
+    check(10, 19, 20);
+    check(10, 20, 30);
+    check(10, 3605, 3610);
+}
+
+#[test]
+fn window_is_at_least_one_sample() {
+    let check = |period, window, expect| {
+        let (poll_period, average_window) =
+            (Duration::from_secs(period), Duration::from_secs(window));
+        assert_eq!(
+            window_samples(&MonitorSettings { poll_period, average_window, ..settings() }),
+            expect
+        );
+    };
+    check(10, 60, 6);
+    check(10, 5, 1);
+    check(7, 20, 2);
+    check(1, u64::MAX, 86400);
+}
+
+/// Hands the messages of the thread to the test.
+struct Channel(Sender<(Option<Session>, NodeMonitoring)>);
+
+impl MonitorOutput for Channel {
+    fn instant(&self, data: NodeMonitoring) {
+        self.0.send((None, data)).unwrap();
+    }
+    fn average(&self, session: Session, data: NodeMonitoring) {
+        self.0.send((Some(session), data)).unwrap();
+    }
+    fn alert(&self, _: Alert) {}
+}
+
+#[test]
+fn thread_polls_answers_and_stops() {
+    let (sender, messages) = bounded(8);
+    let (inbox, commands) = bounded(INBOX);
+    let settings = MonitorSettings { poll_period: Duration::from_secs(1), ..settings() };
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || run(&settings, &commands, &SystemClock, &Channel(sender)));
+        let limit = Duration::from_secs(10);
+        inbox.send(MonitorCommand::Average { session: Session(3) }).unwrap();
+        let (session, data) = messages.recv_timeout(limit).unwrap();
+        assert_eq!(session, Some(Session(3)));
+        assert!(data.node.ram_bytes > 0); // the real host
+        assert_eq!(messages.recv_timeout(limit).unwrap().0, None);
+        inbox.send(MonitorCommand::Stop).unwrap();
+        thread.join().unwrap();
+    });
+}
