@@ -100,7 +100,7 @@ impl NodeFile {
 }
 
 fn backup(path: &Path) -> PathBuf {
-    path.with_added_extension("bak")
+    super::with_suffix(path, ".bak")
 }
 
 fn load(path: &Path) -> Result<Option<NodeFile>, Error> {
@@ -129,8 +129,7 @@ fn version_of(json: &str) -> Result<String, document::Error> {
 
 /// The document with the version as its last member: of several spellings the last one counts.
 fn with_version(json: &str, version: &str) -> Result<String, Error> {
-    let document =
-        Object::parse_tolerant(json).map_err(|source| Error::Document { source })?;
+    let document = Object::parse_tolerant(json).map_err(|source| Error::Document { source })?;
     let text = json.trim_end();
     let members = text.strip_suffix('}').unwrap_or(text);
     let comma = if document.names().next().is_some() { "," } else { "" };
@@ -170,7 +169,7 @@ mod tests {
             assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         };
         check("{}", "1.0.0", r#"{"version":"1.0.0"}"#);
-        check(" { } \n", "", r#" { } "version":""}"#.replace("} \"", "\"").as_str());
+        check(" { } \n", "", " { \"version\":\"\"}");
         check(
             r#"{"nodeType":"main","priority":18446744073709551615}"#,
             "2",
