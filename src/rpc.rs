@@ -62,6 +62,8 @@ pub enum Error {
     },
     #[error("{call}: no answer within {} ms", .limit.as_millis())]
     TimedOut { call: &'static str, limit: Duration },
+    #[error("{call}: the peer ended the stream")]
+    Ended { call: &'static str },
     #[error("{call}: the answer is malformed: {reason}")]
     Answer { call: &'static str, reason: String },
 }
@@ -85,7 +87,7 @@ impl Error {
                     | RpcStatusCode::DEADLINE_EXCEEDED
                     | RpcStatusCode::CANCELLED
             ),
-            Self::Call { .. } | Self::TimedOut { .. } => true,
+            Self::Call { .. } | Self::TimedOut { .. } | Self::Ended { .. } => true,
             Self::Read { .. }
             | Self::Content { .. }
             | Self::Url { .. }
