@@ -62,7 +62,8 @@ pub trait Bundles: Send + Sync {
     fn path(&self, id: &InstanceId) -> PathBuf;
     /// Writes the record atomically.
     fn record(&self, id: &InstanceId, record: &Record) -> Result<(), Failure>;
-    /// Every bundle directory with its record, if that is readable and of this boot.
+    /// Every bundle directory with its record, if that is readable, of this boot, and the root file
+    /// system is mounted.
     fn survey(&self) -> Vec<(InstanceId, Option<Record>)>;
     /// Unmounts everything below the bundle and removes it; never crosses into a mount.
     fn remove(&self, id: &InstanceId) -> Result<(), Failure>;

@@ -18,6 +18,7 @@ pub mod random;
 pub mod thread;
 pub mod time;
 pub mod tree;
+pub mod xattr;
 
 use std::io;
 
