@@ -17,6 +17,12 @@ use crate::model::status::{CmReport, ErrorInfo};
 use crate::model::store::{Change, StoredInstance};
 use crate::ports::Now;
 
+/// Attempts to remove an instance that leaves something each time; then the next start of the
+/// daemon finds it.
+const MAX_REMOVALS: u32 = 4;
+/// Time between them.
+const REMOVAL_PERIOD: Duration = Duration::from_secs(10);
+
 impl State {
     /// Takes note of an event.
     pub fn apply(&mut self, now: Now, event: Event) {
@@ -118,6 +124,9 @@ impl State {
         self.packages.want(&request, now.wall_ms, &mut self.changes);
         self.packages.forget_broken();
         self.rejected.clear();
+        for instance in self.instances.values_mut().filter(|i| i.phase == Phase::Quarantined) {
+            instance.phase = Phase::Grace(Duration::ZERO);
+        }
         for rejected in request.rejected {
             log::error!("element of the run request refused reason={:?}", rejected.reason);
             if let Some(ident) = rejected.ident {
@@ -384,7 +393,13 @@ impl State {
             }
             StopScope::Everything => {
                 let registered = instance.registered.then(|| instance.desired.ident.clone());
+                let clean = outcome.errors.is_empty();
                 instance.all_gone();
+                instance.failed_removals = if clean { 0 } else { instance.failed_removals + 1 };
+                // A fresh start replaces what is left; without one it has to be removed.
+                if !clean && !instance.wanted && instance.failed_removals < MAX_REMOVALS {
+                    instance.phase = Phase::Residue(now.mono + REMOVAL_PERIOD);
+                }
                 if let Some(ident) = registered {
                     self.unregister.push((id.clone(), ident));
                 }

@@ -47,7 +47,9 @@ pub enum Phase {
     Pausing(Duration),
     /// Nothing exists; tried again only when a request or its inputs change.
     Failed,
-    /// Processes of it cannot be killed: nothing more is done with this id.
+    /// Parts of it could not be removed; tried again at the deadline (CLOCK_MONOTONIC).
+    Residue(Duration),
+    /// Processes of it cannot be killed: nothing is done with this id before the next request.
     Quarantined,
 }
 
@@ -138,6 +140,8 @@ pub struct Instance {
     pub retry: bool,
     /// Stop and start even if nothing changed.
     pub restart: bool,
+    /// Removals in a row that left something.
+    pub failed_removals: u32,
     /// The series of attempts is over: failed as soon as all is removed.
     pub give_up: bool,
     pub fault: Option<ErrorInfo>,
@@ -172,6 +176,7 @@ impl Instance {
             next_start: StartKind::Fresh,
             retry: true,
             restart: false,
+            failed_removals: 0,
             give_up: false,
             fault: None,
             limiter: LimiterState::default(),
@@ -227,11 +232,12 @@ impl Instance {
     pub fn is_settled(&self) -> bool {
         match (&self.goal, &self.phase) {
             (Goal::Gone, phase) => {
-                matches!(phase, Phase::Absent | Phase::Failed | Phase::Quarantined)
+                matches!(phase, Phase::Absent | Phase::Failed | Phase::Residue(_) | Phase::Quarantined)
             }
             (Goal::Blocked { keep: true, .. }, _) => !self.is_busy(),
             (Goal::Blocked { .. }, _) => !self.is_present() || self.phase == Phase::Quarantined,
-            (_, Phase::Failed | Phase::Quarantined) => !self.retry,
+            (_, Phase::Quarantined) => true,
+            (_, Phase::Failed) => !self.retry,
             (Goal::Wait, _) => false,
             (Goal::Run(inputs), Phase::Running) => {
                 !self.restart

@@ -218,6 +218,8 @@ impl State {
             }
             Phase::Pausing(_) if unfit && room => self.stop_everything(id, effects),
             Phase::Pausing(_) | Phase::Dead | Phase::Cleaning => self.plan_verdict(now, id),
+            Phase::Residue(until) if now.mono < until => self.wake(until),
+            Phase::Residue(_) if room => self.stop_everything(id, effects),
             Phase::Failed if instance.retry && matches!(instance.goal, Goal::Run(_)) => {
                 instance.phase = Phase::Absent;
             }

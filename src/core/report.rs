@@ -150,7 +150,7 @@ impl State {
         self.cm.full_status_by = None;
         let mut statuses = Vec::with_capacity(self.instances.len() + self.rejected.len());
         for instance in self.instances.values_mut().filter(|i| i.wanted) {
-            statuses.push(instance.report(now));
+            statuses.push(instance.report());
         }
         statuses.extend(self.rejected.iter().map(|(ident, error)| InstanceStatus {
             ident: ident.clone(),
@@ -166,7 +166,8 @@ impl State {
         let mut next = None;
         for instance in self.instances.values_mut().filter(|i| i.wanted && i.has_news()) {
             if now.mono >= instance.report_after {
-                changed.push(instance.report(now));
+                instance.report_after = now.mono + DELTA_PERIOD;
+                changed.push(instance.report());
             } else {
                 next = Some(
                     next.map_or(instance.report_after, |n: Duration| n.min(instance.report_after)),
@@ -202,10 +203,9 @@ impl Instance {
     }
 
     /// The status for the CM; remembers that it was told.
-    fn report(&mut self, now: Now) -> InstanceStatus {
+    fn report(&mut self) -> InstanceStatus {
         let (state, error) = self.status();
         self.reported = Some(Reported { state, error: error.clone() });
-        self.report_after = now.mono + DELTA_PERIOD;
         InstanceStatus {
             ident: self.desired.ident.clone(),
             service_version: self.goal_version.clone(),

@@ -17,7 +17,8 @@ pub fn stop(ports: &Ports, id: &InstanceId, scope: StopScope) -> StopOutcome {
     let deleted = note(&mut outcome, "delete", ports.runtime.delete(id));
     // Either success proves that the control group has no process left.
     outcome.unkillable = !killed && !deleted;
-    if scope == StopScope::Container {
+    if scope == StopScope::Container || outcome.unkillable {
+        // Nothing is taken away below living processes; a later stop or sweep tries again.
         return outcome;
     }
     note(&mut outcome, "remove bundle", ports.bundles.remove(id));

@@ -1,0 +1,416 @@
+//! A made-up host: what exists on it survives a crash of the daemon. Implements all ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use aos_servicemanager::model::event::{Event, Exit};
+use aos_servicemanager::model::failure::Failure;
+use aos_servicemanager::model::id::{InstanceId, PackageKey};
+use aos_servicemanager::model::job::{InstallPlan, Installed, Package, Record, StartPlan, Started};
+use aos_servicemanager::model::service::{
+    InstalledLayer, InstalledService, ServiceConfig, ServiceImage,
+};
+use aos_servicemanager::ports::{
+    Bundles, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio,
+};
+
+/// The daemon was killed in the middle of a port call.
+pub struct Crash;
+
+#[derive(Default)]
+pub struct Host(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    containers: BTreeMap<InstanceId, Container>,
+    bundles: BTreeMap<InstanceId, Option<Record>>,
+    /// What was built for an id: service version.
+    built: BTreeMap<InstanceId, String>,
+    networks: BTreeSet<InstanceId>,
+    sinks: BTreeSet<InstanceId>,
+    images: BTreeSet<PathBuf>,
+    /// Service configurations by service id.
+    configs: BTreeMap<String, ServiceImage>,
+    events: Vec<Event>,
+    next_pid: u32,
+    calls: u64,
+    crash_at: Option<u64>,
+    crashed: bool,
+    fail_per_mille: u64,
+    random: u64,
+    broken_urls: BTreeSet<String>,
+    unkillable: BTreeSet<InstanceId>,
+    fail_starts: bool,
+    pub starts: u64,
+}
+
+struct Container {
+    pid: u32,
+    running: bool,
+}
+
+fn failure(what: &str) -> Failure {
+    Failure::text(format!("made-up failure of {what}"))
+}
+
+/// A small generator, good enough to mix things up: xorshift64*.
+pub fn next_random(state: &mut u64) -> u64 {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    state.wrapping_mul(0x2545_F491_4F6C_DD1D)
+}
+
+impl Inner {
+    /// Every port call passes here: it may fail, and the daemon may die in it.
+    fn call(&mut self, what: &str) -> Result<(), Failure> {
+        if self.crashed {
+            return Err(failure("a dead daemon"));
+        }
+        self.calls += 1;
+        if self.crash_at == Some(self.calls) {
+            self.crashed = true;
+            std::panic::panic_any(Crash);
+        }
+        if next_random(&mut self.random) % 1000 < self.fail_per_mille {
+            return Err(failure(what));
+        }
+        Ok(())
+    }
+
+    /// Like `call`, but for what must not fail.
+    fn sure(&mut self) -> bool {
+        if self.crashed {
+            return false;
+        }
+        self.calls += 1;
+        if self.crash_at == Some(self.calls) {
+            self.crashed = true;
+            std::panic::panic_any(Crash);
+        }
+        true
+    }
+}
+
+impl Host {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn seed(&self, seed: u64) {
+        self.lock().random = seed | 1;
+    }
+
+    pub fn fail_per_mille(&self, per_mille: u64) {
+        self.lock().fail_per_mille = per_mille;
+    }
+
+    pub fn fail_starts(&self, fail: bool) {
+        self.lock().fail_starts = fail;
+    }
+
+    /// The daemon dies in its `calls`th port call from now.
+    pub fn crash_in(&self, calls: u64) {
+        let mut inner = self.lock();
+        inner.crash_at = Some(inner.calls + calls);
+    }
+
+    /// A new daemon lives.
+    pub fn revive(&self) {
+        let mut inner = self.lock();
+        inner.crashed = false;
+        inner.crash_at = None;
+        inner.events.clear();
+    }
+
+    pub fn is_crashed(&self) -> bool {
+        self.lock().crashed
+    }
+
+    pub fn break_url(&self, url: &str) {
+        self.lock().broken_urls.insert(url.to_owned());
+    }
+
+    pub fn mend_url(&self, url: &str) {
+        self.lock().broken_urls.remove(url);
+    }
+
+    pub fn make_unkillable(&self, id: &InstanceId) {
+        self.lock().unkillable.insert(id.clone());
+    }
+
+    pub fn configure(&self, service: &str, change: impl FnOnce(&mut ServiceImage)) {
+        let mut inner = self.lock();
+        change(inner.configs.entry(service.to_owned()).or_default());
+    }
+
+    pub fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut self.lock().events)
+    }
+
+    pub fn starts(&self) -> u64 {
+        self.lock().starts
+    }
+
+    /// The init of an instance ends by itself.
+    pub fn exit(&self, id: &InstanceId, exit: Exit) {
+        let mut inner = self.lock();
+        let container = inner.containers.get_mut(id).expect("container exists");
+        container.running = false;
+        inner.events.push(Event::Exited { id: id.clone(), exit });
+    }
+
+    /// Running instances with the service version that each was built from.
+    pub fn running(&self) -> BTreeMap<InstanceId, String> {
+        let inner = self.lock();
+        let running = inner.containers.iter().filter(|(_, c)| c.running);
+        running.map(|(id, _)| (id.clone(), inner.built.get(id).cloned().unwrap_or_default())).collect()
+    }
+
+    /// Ids of which anything exists.
+    pub fn present(&self) -> BTreeSet<InstanceId> {
+        let inner = self.lock();
+        let containers = inner.containers.keys().chain(inner.bundles.keys());
+        containers.chain(inner.networks.iter()).chain(inner.sinks.iter()).cloned().collect()
+    }
+
+    pub fn images(&self) -> BTreeSet<PathBuf> {
+        self.lock().images.clone()
+    }
+
+    fn null() -> std::os::fd::OwnedFd {
+        std::fs::File::open("/dev/null").expect("/dev/null opens").into()
+    }
+}
+
+impl Runtime for Host {
+    fn create(&self, id: &InstanceId, _: &Path, _: Stdio) -> Result<Init, Failure> {
+        let mut inner = self.lock();
+        inner.call("create")?;
+        assert!(inner.bundles.contains_key(id), "a bundle before its container");
+        assert!(inner.networks.contains(id), "a network before its container");
+        assert!(!inner.containers.contains_key(id), "one container for an id");
+        inner.next_pid += 1;
+        let pid = inner.next_pid + 100;
+        inner.containers.insert(id.clone(), Container { pid, running: false });
+        Ok(Init { pid, start_time: u64::from(pid) })
+    }
+
+    fn start(&self, id: &InstanceId) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("start")?;
+        if inner.fail_starts {
+            return Err(failure("start"));
+        }
+        inner.starts += 1;
+        inner.containers.get_mut(id).expect("created before it starts").running = true;
+        Ok(())
+    }
+
+    fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure> {
+        let mut inner = self.lock();
+        inner.call("adopt")?;
+        let found = inner.containers.get(id).filter(|c| c.running && c.pid == record.pid);
+        found.map(|c| Started { pid: c.pid }).ok_or_else(|| failure("identity"))
+    }
+
+    fn kill(&self, id: &InstanceId) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("kill")?;
+        if inner.unkillable.contains(id) {
+            return Err(failure("kill"));
+        }
+        if let Some(container) = inner.containers.get_mut(id) {
+            container.running = false;
+        }
+        Ok(())
+    }
+
+    fn delete(&self, id: &InstanceId) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("delete")?;
+        if inner.unkillable.contains(id) {
+            return Err(failure("delete"));
+        }
+        inner.containers.remove(id);
+        Ok(())
+    }
+
+    fn survey(&self) -> Vec<InstanceId> {
+        let mut inner = self.lock();
+        inner.sure();
+        inner.containers.keys().cloned().collect()
+    }
+}
+
+impl Bundles for Host {
+    fn prepare(&self, id: &InstanceId) -> Result<PathBuf, Failure> {
+        let mut inner = self.lock();
+        inner.call("prepare")?;
+        inner.bundles.insert(id.clone(), None);
+        Ok(Bundles::path(self, id))
+    }
+
+    fn build(&self, plan: &StartPlan) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("build")?;
+        assert!(inner.images.contains(&plan.service.path), "the image of a started service exists");
+        for layer in &plan.layers {
+            assert!(inner.images.contains(layer), "the layers of a started service exist");
+        }
+        inner.built.insert(plan.id.clone(), plan.service.key.version.to_string());
+        Ok(())
+    }
+
+    fn path(&self, id: &InstanceId) -> PathBuf {
+        Path::new("/bundles").join(id.as_str())
+    }
+
+    fn record(&self, id: &InstanceId, record: &Record) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("record")?;
+        inner.bundles.insert(id.clone(), Some(record.clone()));
+        Ok(())
+    }
+
+    fn survey(&self) -> Vec<(InstanceId, Option<Record>)> {
+        let mut inner = self.lock();
+        inner.sure();
+        inner.bundles.iter().map(|(id, record)| (id.clone(), record.clone())).collect()
+    }
+
+    fn remove(&self, id: &InstanceId) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("remove bundle")?;
+        let running = inner.containers.get(id).is_some_and(|c| c.running);
+        assert!(!running, "a root file system is not removed below a running container");
+        inner.bundles.remove(id);
+        Ok(())
+    }
+}
+
+impl Network for Host {
+    fn attach(&self, plan: &NetworkPlan) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("attach")?;
+        inner.networks.insert(plan.id.clone());
+        Ok(())
+    }
+
+    fn adopt(&self, plan: &NetworkPlan) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("adopt network")?;
+        inner.networks.contains(&plan.id).then_some(()).ok_or_else(|| failure("network"))
+    }
+
+    fn detach(&self, id: &InstanceId) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("detach")?;
+        inner.networks.remove(id);
+        Ok(())
+    }
+
+    fn survey(&self) -> Vec<InstanceId> {
+        let mut inner = self.lock();
+        inner.sure();
+        inner.networks.iter().cloned().collect()
+    }
+}
+
+impl LogSinks for Host {
+    fn open(&self, plan: &StartPlan) -> Result<Stdio, Failure> {
+        let mut inner = self.lock();
+        inner.call("open sink")?;
+        inner.sinks.insert(plan.id.clone());
+        Ok(Stdio { stdout: Self::null(), stderr: Self::null() })
+    }
+
+    fn close(&self, id: &InstanceId) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("close sink")?;
+        inner.sinks.remove(id);
+        Ok(())
+    }
+
+    fn survey(&self) -> Vec<InstanceId> {
+        let mut inner = self.lock();
+        inner.sure();
+        inner.sinks.iter().cloned().collect()
+    }
+}
+
+impl Images for Host {
+    fn install(&self, plan: &InstallPlan, evicted: &mut Vec<PackageKey>) -> Result<Installed, Failure> {
+        let mut inner = self.lock();
+        let source = match &plan.package {
+            Package::Service(service) => &service.source,
+            Package::Layer(layer) => &layer.source,
+        };
+        if inner.broken_urls.contains(&source.url) {
+            return Err(failure("download"));
+        }
+        if let Some(evictable) = plan.evictable.first() {
+            inner.images.remove(&evictable.path);
+            evicted.push(evictable.key.clone());
+        }
+        inner.call("install")?;
+        let path = PathBuf::from("/images").join(plan.package.key().to_string());
+        inner.images.insert(path.clone());
+        Ok(match &plan.package {
+            Package::Service(service) => {
+                let image = inner.configs.get(service.key.id.as_str()).cloned().unwrap_or_default();
+                let row = InstalledService {
+                    key: service.key.clone(),
+                    provider_id: service.provider_id.clone(),
+                    gid: service.gid,
+                    path,
+                    manifest_digest: service.key.to_string().into_bytes(),
+                    tree_digest: String::new(),
+                    package_digest: Vec::new(),
+                    size_bytes: source.size_bytes,
+                    installed_at_ms: 0,
+                    unused_since_ms: None,
+                    confirmed: false,
+                };
+                Installed::Service(Box::new(row), Box::new(image))
+            }
+            Package::Layer(layer) => Installed::Layer(Box::new(InstalledLayer {
+                digest: layer.digest.clone(),
+                layer_id: layer.layer_id.clone(),
+                version: layer.version.clone(),
+                os_version: String::new(),
+                path,
+                package_digest: Vec::new(),
+                size_bytes: source.size_bytes,
+                installed_at_ms: 0,
+                unused_since_ms: None,
+            })),
+        })
+    }
+
+    fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure> {
+        let mut inner = self.lock();
+        inner.call("load")?;
+        if !inner.images.contains(&service.path) {
+            return Err(failure("an image that is gone"));
+        }
+        let mut image = inner.configs.get(service.key.id.as_str()).cloned().unwrap_or_default();
+        image.service = ServiceConfig { ..image.service };
+        Ok(image)
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("remove image")?;
+        inner.images.remove(path);
+        Ok(())
+    }
+
+    fn tidy(&self, known: &[PathBuf]) -> Result<(), Failure> {
+        let mut inner = self.lock();
+        inner.call("tidy")?;
+        inner.images.retain(|path| known.contains(path));
+        Ok(())
+    }
+}
