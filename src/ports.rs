@@ -122,8 +122,9 @@ pub trait Images: Send + Sync {
     fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure>;
     /// Removes the directory of a package; a missing one is success.
     fn remove(&self, path: &Path) -> Result<(), Failure>;
-    /// Empties the staging and download places and removes image directories not in `known`.
-    fn tidy(&self, known: &[PathBuf]) -> Result<(), Failure>;
+    /// Empties the staging and download places, removes image directories not in `known`, and
+    /// tells which of `known` are no directories (an eviction that was not recorded any more).
+    fn tidy(&self, known: &[PathBuf]) -> Result<Vec<PathBuf>, Failure>;
 }
 
 /// The process manager on the main thread.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::core::inputs::secret_hash;
 use crate::core::instance::{Instance, Phase, Secret, Verdict};
-use crate::core::state::{State, Survey};
+use crate::core::state::{Orphan, State, Survey};
 use crate::model::command::CmCommand;
 use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
@@ -121,8 +121,8 @@ impl State {
             request.instances.len(),
             request.force_restart
         );
+        self.packages.drop_broken(&mut self.changes);
         self.packages.want(&request, now.wall_ms, &mut self.changes);
-        self.packages.forget_broken();
         self.rejected.clear();
         for instance in self.instances.values_mut().filter(|i| i.phase == Phase::Quarantined) {
             instance.phase = Phase::Grace(Duration::ZERO);
@@ -260,7 +260,12 @@ impl State {
             JobDone::Started { id, result } => self.started(now, &id, result),
             JobDone::Stopped { id, scope, outcome } => self.stopped(now, &id, scope, outcome),
             JobDone::Adopted { id, result } => self.adopted(now, &id, result),
-            JobDone::Tidied => self.tidied = true,
+            JobDone::Tidied { missing } => {
+                self.tidied = true;
+                self.packages.forget_missing(&missing, &mut self.changes);
+                self.stale_goals = true;
+            }
+            JobDone::Discarded => {}
             JobDone::Installed { key, evicted, result } => {
                 self.packages.installed(&key, &evicted, result, now.wall_ms, &mut self.changes);
                 self.stale_goals = true;
@@ -285,7 +290,7 @@ impl State {
                 (Some(instance), Some(record)) => instance.phase = Phase::Found(Box::new(record)),
                 (Some(instance), None) => instance.phase = Phase::Grace(Duration::ZERO),
                 (None, _) => {
-                    self.orphans.insert(id, false);
+                    self.orphans.insert(id, Orphan::default());
                 }
             }
         }
@@ -376,11 +381,12 @@ impl State {
         for error in &outcome.errors {
             log::error!("clean-up instance={id} err={error:?}");
         }
-        self.orphans.remove(id);
         if outcome.unkillable {
             log::error!("processes cannot be killed, the instance is given up instance={id}");
         }
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return self.orphan_removed(now, id, &outcome);
+        };
         if outcome.unkillable {
             instance.phase = Phase::Quarantined;
             instance.fault =
@@ -405,6 +411,16 @@ impl State {
                 }
                 log::info!("stopped instance={id}");
             }
+        }
+    }
+
+    fn orphan_removed(&mut self, now: Now, id: &InstanceId, outcome: &StopOutcome) {
+        let Some(orphan) = self.orphans.get_mut(id) else { return };
+        orphan.removing = false;
+        orphan.failed_removals += 1;
+        orphan.after = now.mono + REMOVAL_PERIOD;
+        if outcome.errors.is_empty() || orphan.failed_removals >= MAX_REMOVALS {
+            self.orphans.remove(id);
         }
     }
 

@@ -232,7 +232,10 @@ impl Instance {
     pub fn is_settled(&self) -> bool {
         match (&self.goal, &self.phase) {
             (Goal::Gone, phase) => {
-                matches!(phase, Phase::Absent | Phase::Failed | Phase::Residue(_) | Phase::Quarantined)
+                matches!(
+                    phase,
+                    Phase::Absent | Phase::Failed | Phase::Residue(_) | Phase::Quarantined
+                )
             }
             (Goal::Blocked { keep: true, .. }, _) => !self.is_busy(),
             (Goal::Blocked { .. }, _) => !self.is_present() || self.phase == Phase::Quarantined,

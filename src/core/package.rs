@@ -6,6 +6,7 @@
 //! next request.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +70,9 @@ pub struct Packages {
     pending: BTreeMap<PackageKey, Pending>,
     installing: Option<PackageKey>,
     removing: Option<PackageKey>,
+    discard: Vec<PathBuf>,
+    /// What the running install may evict: not to be relied on until it has ended.
+    at_risk: BTreeSet<PackageKey>,
 }
 
 impl Packages {
@@ -92,11 +96,13 @@ impl Packages {
             pending: wanted.into_iter().enumerate().map(pending).collect(),
             installing: None,
             removing: None,
+            discard: Vec::new(),
+            at_risk: BTreeSet::new(),
         }
     }
 
     /// Directories of all installed packages.
-    pub fn paths(&self) -> Vec<std::path::PathBuf> {
+    pub fn paths(&self) -> Vec<PathBuf> {
         let services = self.services.values().map(|s| s.row.path.clone());
         services.chain(self.layers.values().map(|l| l.path.clone())).collect()
     }
@@ -133,7 +139,7 @@ impl Packages {
             PackageKey::Service(key) => self.services.contains_key(key),
             PackageKey::Layer(digest) => self.layers.contains_key(digest),
         };
-        there && self.removing.as_ref() != Some(key)
+        there && self.removing.as_ref() != Some(key) && !self.at_risk.contains(key)
     }
 
     fn mark_unused(
@@ -167,8 +173,11 @@ impl Packages {
     /// The version of a service that instances are to run: the highest wanted one.
     pub fn service(&self, id: &ServiceId) -> Lookup<'_> {
         let of_id = |key: &ServiceKey| key.id == *id;
-        let installed =
-            self.services.iter().filter(|(k, s)| of_id(k) && s.row.unused_since_ms.is_none());
+        let safe = |key: &ServiceKey| !self.at_risk.contains(&PackageKey::Service(key.clone()));
+        let installed = self
+            .services
+            .iter()
+            .filter(|(k, s)| of_id(k) && safe(k) && s.row.unused_since_ms.is_none());
         let installed = installed.map(|(key, s)| (key, Lookup::Installed(s)));
         let pending = self.pending.iter().filter_map(|(key, p)| match key {
             PackageKey::Service(key) if of_id(key) => Some((
@@ -191,6 +200,9 @@ impl Packages {
         let key = PackageKey::Layer(digest.clone());
         if let Some(row) = self.layers.get(digest).filter(|_| self.removing.as_ref() != Some(&key))
         {
+            if self.at_risk.contains(&key) {
+                return LayerLookup::Pending;
+            }
             return LayerLookup::Installed(row);
         }
         match self.pending.get(&key) {
@@ -218,12 +230,30 @@ impl Packages {
         };
     }
 
-    /// A request looks at broken images once more.
-    pub fn forget_broken(&mut self) {
-        for service in self.services.values_mut() {
-            if matches!(service.image, Image::Broken(_)) {
-                service.image = Image::Unread;
-            }
+    /// Damaged images are given up when a request comes, which fetches them anew.
+    pub fn drop_broken(&mut self, changes: &mut Vec<Change>) {
+        let broken = self.services.values().filter(|s| matches!(s.image, Image::Broken(_)));
+        let broken: Vec<Arc<InstalledService>> = broken.map(|s| s.row.clone()).collect();
+        for row in broken {
+            self.discard.push(row.path.clone());
+            self.forget(&PackageKey::Service(row.key.clone()), changes);
+        }
+    }
+
+    /// Directories of images without a row, to be removed.
+    pub fn take_discarded(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.discard)
+    }
+
+    /// Rows whose directory does not exist: the daemon ended between an eviction and its record.
+    pub fn forget_missing(&mut self, missing: &[PathBuf], changes: &mut Vec<Change>) {
+        let services =
+            self.services.values().map(|s| (&s.row.path, PackageKey::Service(s.row.key.clone())));
+        let layers = self.layers.values().map(|l| (&l.path, PackageKey::Layer(l.digest.clone())));
+        let gone = services.chain(layers).filter(|(path, _)| missing.contains(path));
+        for key in gone.map(|(_, key)| key).collect::<Vec<_>>() {
+            log::warn!("installed package is missing on disk package=\"{key}\"");
+            self.forget(&key, changes);
         }
     }
 
@@ -257,7 +287,9 @@ impl Packages {
         let plan = InstallPlan { package: pending.wanted.package.clone(), evictable: Vec::new() };
         log::info!("install package=\"{key}\" url={:?}", plan_url(&plan));
         self.installing = Some(key.clone());
-        Some(InstallPlan { evictable: self.evictable(in_use), ..plan })
+        let evictable = self.evictable(in_use);
+        self.at_risk = evictable.iter().map(|e| e.key.clone()).collect();
+        Some(InstallPlan { evictable, ..plan })
     }
 
     /// Unused packages, the one that has been unused longest first.
@@ -291,6 +323,12 @@ impl Packages {
     ) {
         self.installing = None;
         evicted.iter().for_each(|key| self.forget(key, changes));
+        for survivor in std::mem::take(&mut self.at_risk) {
+            // A request that came meanwhile asked for it once more, to be on the safe side.
+            if self.is_installed(&survivor) && self.pending.remove(&survivor).is_some() {
+                changes.push(Change::RemoveWanted(survivor));
+            }
+        }
         match result {
             Ok(installed) => {
                 let wanted = self.pending.remove(key).is_some();

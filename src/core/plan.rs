@@ -107,9 +107,13 @@ impl State {
             self.networks_unanswered += 1;
             effects.push(Effect::Networks(self.networks.clone()));
         }
+    }
+
+    /// Before the first start: net drops what belongs to no instance that is still there.
+    fn plan_kept_networks(&mut self, effects: &mut Vec<Effect>) {
         let undecided = |i: &Instance| matches!(i.phase, Phase::Found(_) | Phase::Adopting);
         let adopted = self.survey == Survey::Done && !self.instances.values().any(undecided);
-        if adopted && !self.networks_kept && self.orphans.is_empty() && !self.stopping {
+        if adopted && !self.networks_kept && self.leftovers_tried() && !self.stopping {
             self.networks_kept = true;
             let present = self.instances.values().filter(|i| i.is_present());
             effects.push(Effect::KeepNetworks(present.map(|i| i.id.clone()).collect()));
@@ -119,6 +123,9 @@ impl State {
     fn plan_packages(&mut self, now: Now, effects: &mut Vec<Effect>) {
         if self.stopping || !self.tidied {
             return;
+        }
+        for path in self.packages.take_discarded() {
+            effects.push(Effect::Fetch(FetchJob::Discard { path }));
         }
         let in_use = self.packages_in_use();
         if let Some(plan) = self.packages.next_install(&in_use, &mut self.changes) {
@@ -157,7 +164,8 @@ impl State {
         for id in &order {
             self.plan_leaving(now, id, effects);
         }
-        self.plan_orphans(effects);
+        self.plan_orphans(now, effects);
+        self.plan_kept_networks(effects);
         for id in &order {
             self.plan_starting(now, id, effects);
             self.plan_secret(id, effects);
@@ -180,15 +188,26 @@ impl State {
         }
     }
 
-    fn plan_orphans(&mut self, effects: &mut Vec<Effect>) {
-        for (id, removing) in &mut self.orphans {
-            if !*removing && self.exec_jobs < self.policy.max_exec_jobs {
-                *removing = true;
+    fn plan_orphans(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let mut next = None;
+        for (id, orphan) in self.orphans.iter_mut().filter(|(_, o)| !o.removing) {
+            if now.mono < orphan.after {
+                next = Some(next.map_or(orphan.after, |n: Duration| n.min(orphan.after)));
+            } else if self.exec_jobs < self.policy.max_exec_jobs {
+                orphan.removing = true;
                 self.exec_jobs += 1;
                 log::info!("remove leftover instance={id}");
                 effects.push(Effect::Exec(stop_job(id, StopScope::Everything)));
             }
         }
+        if let Some(at) = next {
+            self.wake(at);
+        }
+    }
+
+    /// Leftovers are removed before anything starts, once.
+    fn leftovers_tried(&self) -> bool {
+        self.orphans.values().all(|orphan| orphan.failed_removals > 0)
     }
 
     /// Stops, clean-ups, adoption and verdicts: everything but starts.
@@ -344,7 +363,7 @@ impl State {
         let needs_secret = inputs.image.service.permissions.is_some();
         self.networks_unanswered == 0
             && !self.networks_due
-            && self.orphans.is_empty()
+            && self.leftovers_tried()
             && !self.instances.values().any(Instance::is_leaving)
             && (!needs_secret || matches!(instance.secret, Secret::Known(_)))
     }

@@ -103,6 +103,16 @@ pub enum Survey {
     Done,
 }
 
+/// Left by an earlier life of the daemon.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Orphan {
+    /// A job removes it.
+    pub removing: bool,
+    pub failed_removals: u32,
+    /// Not before, CLOCK_MONOTONIC.
+    pub after: Duration,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub policy: Policy,
@@ -122,8 +132,8 @@ pub struct State {
     pub by_ident: BTreeMap<InstanceIdent, InstanceId>,
     /// Idents of the last request that could not even be taken over.
     pub rejected: Vec<(InstanceIdent, ErrorInfo)>,
-    /// Things found on the host that belong to nothing we want: id and whether a job removes it.
-    pub orphans: BTreeMap<InstanceId, bool>,
+    /// Things found on the host that belong to nothing we want.
+    pub orphans: BTreeMap<InstanceId, Orphan>,
     pub overrides: Overrides,
     pub alerts: AlertRing,
     pub survey: Survey,

@@ -82,10 +82,17 @@ pub fn exec(job: ExecJob, ports: &Ports) -> JobDone {
 pub fn fetch(job: FetchJob, ports: &Ports) -> JobDone {
     match job {
         FetchJob::Tidy { known } => {
-            if let Err(failure) = ports.images.tidy(&known) {
-                log::warn!("cannot tidy the image directories err={failure:?}");
+            let missing = ports.images.tidy(&known).unwrap_or_else(|failure| {
+                log::warn!("cannot tidy the image directories err=\"{failure}\"");
+                Vec::new()
+            });
+            JobDone::Tidied { missing }
+        }
+        FetchJob::Discard { path } => {
+            if let Err(failure) = ports.images.remove(&path) {
+                log::warn!("cannot remove a damaged image, the next start will err=\"{failure}\"");
             }
-            JobDone::Tidied
+            JobDone::Discarded
         }
         FetchJob::Install(plan) => install(ports, &plan),
         FetchJob::Remove { key, path } => {

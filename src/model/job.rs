@@ -36,6 +36,10 @@ pub enum FetchJob {
         key: PackageKey,
         path: PathBuf,
     },
+    /// Remove a damaged image that has no row any more.
+    Discard {
+        path: PathBuf,
+    },
 }
 
 /// Everything that one start of an instance needs; nothing is looked up while it runs.
@@ -178,7 +182,11 @@ pub enum JobDone {
         id: InstanceId,
         result: Result<Started, Failure>,
     },
-    Tidied,
+    /// Known directories that do not exist.
+    Tidied {
+        missing: Vec<PathBuf>,
+    },
+    Discarded,
     Installed {
         key: PackageKey,
         evicted: Vec<PackageKey>,

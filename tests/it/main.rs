@@ -1,3 +1,5 @@
 //! The one integration-test binary; each module is a level or a group of scenarios.
 
+#![allow(unreachable_pub)] // nobody imports from a test binary
+
 mod sim;

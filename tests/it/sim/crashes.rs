@@ -44,18 +44,28 @@ fn check(unit: &Unit, wanted: &[(&str, &str)], seed: u64) {
         .running()
         .into_iter()
         .map(|(id, version)| {
-            let row = unit.rows.instances.iter().find(|r| r.id == id).expect("running ones are wanted");
+            let row =
+                unit.rows.instances.iter().find(|r| r.id == id).expect("running ones are wanted");
             (row.instance.ident.service_id.to_string(), version)
         })
         .collect();
-    let expect: BTreeSet<(String, String)> = wanted.iter().map(|(s, v)| ((*s).to_owned(), (*v).to_owned())).collect();
+    let expect: BTreeSet<(String, String)> =
+        wanted.iter().map(|(s, v)| ((*s).to_owned(), (*v).to_owned())).collect();
     assert_eq!(running, expect, "seed {seed}: {:?}", unit.full_status());
     let present = unit.host.present();
     let rows: BTreeSet<_> = unit.rows.instances.iter().map(|r| r.id.clone()).collect();
     assert_eq!(present, rows, "seed {seed}: nothing but the wanted instances is on the host");
     let named: BTreeSet<_> = unit.rows.services.iter().map(|r| r.path.clone()).collect();
-    assert_eq!(unit.host.images(), named, "seed {seed}: every image has a row and every row an image");
-    assert!(unit.full_status().values().all(|s| s.starts_with("active")), "seed {seed}: {:?}", unit.full_status());
+    assert_eq!(
+        unit.host.images(),
+        named,
+        "seed {seed}: every image has a row and every row an image"
+    );
+    assert!(
+        unit.full_status().values().all(|s| s.starts_with("active")),
+        "seed {seed}: {:?}",
+        unit.full_status()
+    );
 }
 
 /// A made-up crash is no failure of the test: nothing is printed about it.

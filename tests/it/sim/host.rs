@@ -124,10 +124,6 @@ impl Host {
         inner.events.clear();
     }
 
-    pub fn is_crashed(&self) -> bool {
-        self.lock().crashed
-    }
-
     pub fn break_url(&self, url: &str) {
         self.lock().broken_urls.insert(url.to_owned());
     }
@@ -165,7 +161,9 @@ impl Host {
     pub fn running(&self) -> BTreeMap<InstanceId, String> {
         let inner = self.lock();
         let running = inner.containers.iter().filter(|(_, c)| c.running);
-        running.map(|(id, _)| (id.clone(), inner.built.get(id).cloned().unwrap_or_default())).collect()
+        running
+            .map(|(id, _)| (id.clone(), inner.built.get(id).cloned().unwrap_or_default()))
+            .collect()
     }
 
     /// Ids of which anything exists.
@@ -190,7 +188,9 @@ impl Runtime for Host {
         inner.call("create")?;
         assert!(inner.bundles.contains_key(id), "a bundle before its container");
         assert!(inner.networks.contains(id), "a network before its container");
-        assert!(!inner.containers.contains_key(id), "one container for an id");
+        // A stopped leftover is swept, as the real one does; a running one must never be there.
+        let running = inner.containers.get(id).is_some_and(|c| c.running);
+        assert!(!running, "one container for an id");
         inner.next_pid += 1;
         let pid = inner.next_pid + 100;
         inner.containers.insert(id.clone(), Container { pid, running: false });
@@ -341,7 +341,11 @@ impl LogSinks for Host {
 }
 
 impl Images for Host {
-    fn install(&self, plan: &InstallPlan, evicted: &mut Vec<PackageKey>) -> Result<Installed, Failure> {
+    fn install(
+        &self,
+        plan: &InstallPlan,
+        evicted: &mut Vec<PackageKey>,
+    ) -> Result<Installed, Failure> {
         let mut inner = self.lock();
         let source = match &plan.package {
             Package::Service(service) => &service.source,
@@ -407,10 +411,10 @@ impl Images for Host {
         Ok(())
     }
 
-    fn tidy(&self, known: &[PathBuf]) -> Result<(), Failure> {
+    fn tidy(&self, known: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         let mut inner = self.lock();
         inner.call("tidy")?;
         inner.images.retain(|path| known.contains(path));
-        Ok(())
+        Ok(known.iter().filter(|path| !inner.images.contains(*path)).cloned().collect())
     }
 }

@@ -107,7 +107,8 @@ fn unknown_services_and_layers() {
     wanted.instances.push(instance("ghost"));
     unit.host.configure("a", |image| {
         let hex = "0".repeat(64);
-        image.layers = vec![aos_servicemanager::model::id::Digest::parse(&format!("sha256:{hex}")).unwrap()];
+        image.layers =
+            vec![aos_servicemanager::model::id::Digest::parse(&format!("sha256:{hex}")).unwrap()];
     });
     unit.run(wanted);
     unit.settle();
@@ -179,7 +180,10 @@ fn thousand_instances_and_one_more_than_allowed() {
         }
         _ => None,
     });
-    assert_eq!(failed.unwrap().into_iter().map(|e| e.message).collect::<Vec<_>>(), ["more than 1000 instances"]);
+    assert_eq!(
+        failed.unwrap().into_iter().map(|e| e.message).collect::<Vec<_>>(),
+        ["more than 1000 instances"]
+    );
 }
 
 fn with_device(unit: &mut Unit, names: &[&str], shared_count: u64) {
@@ -187,7 +191,8 @@ fn with_device(unit: &mut Unit, names: &[&str], shared_count: u64) {
         vec![Device { name: "dev".into(), shared_count, ..Device::default() }];
     for name in names {
         unit.host.configure(name, |image| {
-            image.service.devices = vec![ServiceDevice { name: "dev".into(), permissions: "rw".into() }];
+            image.service.devices =
+                vec![ServiceDevice { name: "dev".into(), permissions: "rw".into() }];
         });
     }
 }
@@ -218,7 +223,10 @@ fn devices_go_by_priority() {
     unit.settle();
     assert_eq!(unit.full_status()["c"], "active 1");
     assert_eq!(unit.full_status()["a"], "failed 1 no device available: dev");
-    let alerts = unit.reports.iter().filter(|r| matches!(r, aos_servicemanager::model::status::CmReport::Alert(_)));
+    let alerts = unit
+        .reports
+        .iter()
+        .filter(|r| matches!(r, aos_servicemanager::model::status::CmReport::Alert(_)));
     assert_eq!(alerts.count(), 2);
 }
 
@@ -283,9 +291,16 @@ fn override_variables_restart_only_those_concerned() {
     let mut unit = Unit::started(16);
     unit.run(request(&[("a", "1"), ("b", "1")]));
     unit.settle();
-    let variable = EnvVariable { name: "X".into(), value: "1".into(), ttl_ms: Some(unit.now.wall_ms + 120_000) };
+    let variable = EnvVariable {
+        name: "X".into(),
+        value: "1".into(),
+        ttl_ms: Some(unit.now.wall_ms + 120_000),
+    };
     let filter = InstanceFilter { service_id: Some("b".into()), ..Default::default() };
-    unit.command(CmCommand::OverrideEnvVars(vec![EnvOverride { filter, variables: vec![variable] }]));
+    unit.command(CmCommand::OverrideEnvVars(vec![EnvOverride {
+        filter,
+        variables: vec![variable],
+    }]));
     unit.settle();
     assert_eq!(unit.host.starts(), 3);
     unit.advance(Duration::from_secs(121));

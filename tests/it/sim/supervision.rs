@@ -58,7 +58,10 @@ fn the_start_limit_ends_a_crash_loop() {
     }
     unit.settle();
     let last = unit.deltas().last().unwrap().clone();
-    assert!(last.starts_with("a failed(1) 1 start limit reached (3 starts in 5s): exited with code 1"), "{last}");
+    assert!(
+        last.starts_with("a failed(1) 1 start limit reached (3 starts in 5s): exited with code 1"),
+        "{last}"
+    );
     assert!(!unit.host.present().contains(&id), "nothing of it is left");
     assert_eq!(unit.host.running().len(), 1, "the other one goes on");
     unit.reports.clear();
@@ -82,7 +85,11 @@ fn a_new_version_that_dies_at_once_is_failed_in_the_one_full_status() {
         }
         assert!(unit.step() || unit.pass(Duration::from_secs(60)));
     }
-    assert!(unit.full_status()["a"].starts_with("failed(1) 2 start limit reached"), "{:?}", unit.full_status());
+    assert!(
+        unit.full_status()["a"].starts_with("failed(1) 2 start limit reached"),
+        "{:?}",
+        unit.full_status()
+    );
     assert_eq!(unit.full_status()["b"], "active 1");
     assert!(unit.deltas().is_empty(), "no delta while a run request is carried out");
 }
@@ -93,7 +100,11 @@ fn a_start_that_always_fails_ends_with_its_reason() {
     unit.host.fail_starts(true);
     unit.run(request(&[("a", "1")]));
     unit.settle();
-    assert!(unit.full_status()["a"].contains("made-up failure of start"), "{:?}", unit.full_status());
+    assert!(
+        unit.full_status()["a"].contains("made-up failure of start"),
+        "{:?}",
+        unit.full_status()
+    );
     assert!(unit.host.present().is_empty());
 }
 
@@ -109,7 +120,11 @@ fn delta_statuses_of_one_instance_are_a_second_apart() {
     unit.connect();
     unit.settle();
     assert_eq!(first, 1);
-    assert_eq!(unit.full_status()["a"], "failed(1) 1 exited with code 1", "the state of that moment");
+    assert_eq!(
+        unit.full_status()["a"],
+        "failed(1) 1 exited with code 1",
+        "the state of that moment"
+    );
     assert_eq!(unit.deltas().last().unwrap(), "a active 1");
 }
 

@@ -119,7 +119,12 @@ impl Unit {
         self.state = Some(state);
         self.turn(None);
         if self.iam_up {
-            let node = NodeInfo { node_id: "node".into(), node_type: "main".into(), max_dmips: 1000, ..NodeInfo::default() };
+            let node = NodeInfo {
+                node_id: "node".into(),
+                node_type: "main".into(),
+                max_dmips: 1000,
+                ..NodeInfo::default()
+            };
             self.event(Event::Iam(IamEvent::NodeInfo(node)));
             self.event(Event::Iam(IamEvent::Up { restarted: false }));
         }
@@ -150,10 +155,6 @@ impl Unit {
         self.state.is_some()
     }
 
-    pub fn state(&self) -> &State {
-        self.state.as_ref().expect("the daemon lives")
-    }
-
     /// Does one turn of core and notes its effects. A second plan must be empty.
     fn turn(&mut self, event: Option<Event>) {
         let Some(state) = &mut self.state else { return };
@@ -174,7 +175,9 @@ impl Unit {
 
     fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Store(changes) => changes.into_iter().for_each(|c| rows::change(&mut self.rows, c)),
+            Effect::Store(changes) => {
+                changes.into_iter().for_each(|c| rows::change(&mut self.rows, c))
+            }
             Effect::Exec(job) => self.exec.push(job),
             Effect::Fetch(job) => self.fetch.push_back(job),
             Effect::Networks(_) => self.network_answers += 1,
@@ -215,7 +218,8 @@ impl Unit {
         choices.extend(std::iter::repeat_n(0, self.exec.len().min(2)));
         choices.extend(std::iter::repeat_n(1, self.fetch.len().min(1)));
         choices.extend(std::iter::repeat_n(2, usize::from(self.network_answers > 0)));
-        choices.extend(std::iter::repeat_n(3, usize::from(self.iam_up && !self.iam_queue.is_empty())));
+        choices
+            .extend(std::iter::repeat_n(3, usize::from(self.iam_up && !self.iam_queue.is_empty())));
         if choices.is_empty() {
             return false;
         }
@@ -265,7 +269,10 @@ impl Unit {
                 self.secrets += 1;
                 let secret = format!("secret-{}", self.secrets);
                 let secret = self.iam.entry(id.clone()).or_insert(secret).clone();
-                self.event(Event::Iam(IamEvent::Registered { id, result: Ok(secret.as_str().into()) }));
+                self.event(Event::Iam(IamEvent::Registered {
+                    id,
+                    result: Ok(secret.as_str().into()),
+                }));
             }
             Some(IamCommand::Unregister { id, .. }) => {
                 self.iam.remove(&id);
@@ -303,7 +310,8 @@ impl Unit {
     }
 
     pub fn id_of(&self, service: &str) -> InstanceId {
-        let row = self.rows.instances.iter().find(|r| r.instance.ident.service_id.as_str() == service);
+        let row =
+            self.rows.instances.iter().find(|r| r.instance.ident.service_id.as_str() == service);
         row.expect("the instance has a row").id.clone()
     }
 
@@ -313,7 +321,10 @@ impl Unit {
             CmReport::RunStatus(list) => Some(list),
             _ => None,
         });
-        full.expect("a full status was sent").iter().map(|s| (s.ident.service_id.to_string(), text(s))).collect()
+        full.expect("a full status was sent")
+            .iter()
+            .map(|s| (s.ident.service_id.to_string(), text(s)))
+            .collect()
     }
 
     /// All delta statuses in order.
@@ -345,7 +356,8 @@ fn text(status: &InstanceStatus) -> String {
 
 /// A request for one instance of each service, given as `(service, version)`.
 pub fn request(services: &[(&str, &str)]) -> RunRequest {
-    let key = |id: &str, version: &str| ServiceKey { id: ServiceId::new(id), version: version.into() };
+    let key =
+        |id: &str, version: &str| ServiceKey { id: ServiceId::new(id), version: version.into() };
     RunRequest {
         services: services
             .iter()
@@ -353,7 +365,10 @@ pub fn request(services: &[(&str, &str)]) -> RunRequest {
                 key: key(id, version),
                 provider_id: NetworkId::new("provider"),
                 gid: 5000,
-                source: PackageSource { url: format!("file:///{id}-{version}"), ..PackageSource::default() },
+                source: PackageSource {
+                    url: format!("file:///{id}-{version}"),
+                    ..PackageSource::default()
+                },
             })
             .collect(),
         instances: services.iter().map(|(id, _)| instance(id)).collect(),
