@@ -292,6 +292,16 @@ fn take_bytes(mut from: MessageReader) -> grpcio::Result<Vec<u8>> {
     Ok(message)
 }
 
+/// Parses a whole message. Unlike the library's own function it takes no truncated one: there a
+/// submessage that is shorter than it says counts, with what is left of it.
+pub fn parse<M: protobuf::Message>(message: &[u8]) -> protobuf::Result<M> {
+    let mut stream = protobuf::CodedInputStream::from_bytes(message);
+    stream.push_limit(message.len() as u64)?;
+    let mut parsed = M::new();
+    parsed.merge_from(&mut stream)?;
+    Ok(parsed)
+}
+
 /// A configured address as C-core understands it: shipped configurations leave the host out.
 fn normalise(target: &str) -> Result<String, Error> {
     let bad = |reason| Error::Target { target: target.to_owned(), reason };

@@ -27,6 +27,7 @@ use crate::model::status::{
     Alert, AlertPayload, CmReport, EnvStatus, ErrorInfo, InstanceStatus, LogPart, LogStatus,
     MonitoringData, NodeConfigStatus, NodeMonitoring, QuotaStatus, RunState,
 };
+use crate::rpc;
 
 /// gRPC path of the stream.
 pub const PATH: &str = "/servicemanager.v4.SMService/RegisterSM";
@@ -52,7 +53,7 @@ impl Dialect for V4 {
     }
 
     fn decode(&self, message: &[u8]) -> Result<Option<CmCommand>, Error> {
-        let parsed = wire::SMIncomingMessages::parse_from_bytes(message)
+        let parsed = rpc::parse::<wire::SMIncomingMessages>(message)
             .map_err(|source| Error::Malformed { size_bytes: message.len(), source })?;
         let Some(member) = parsed.SMIncomingMessage else { return Ok(None) };
         Ok(match member {

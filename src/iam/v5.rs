@@ -10,6 +10,7 @@ use crate::iam::wire::v5::iamanager as wire;
 use crate::model::id::InstanceIdent;
 use crate::model::job::Permissions;
 use crate::model::node::{NodeInfo, Partition};
+use crate::rpc;
 
 /// Public server.
 pub const GET_NODE_INFO: &str = "/iamanager.v5.IAMPublicService/GetNodeInfo";
@@ -47,8 +48,7 @@ pub struct CertUrls {
 }
 
 fn parsed<M: Message>(answer: &[u8]) -> Result<M, Error> {
-    M::parse_from_bytes(answer)
-        .map_err(|source| Error::Malformed { size_bytes: answer.len(), source })
+    rpc::parse(answer).map_err(|source| Error::Malformed { size_bytes: answer.len(), source })
 }
 
 fn bytes(request: &impl Message) -> Vec<u8> {
