@@ -32,3 +32,43 @@ pub fn adopt(ports: &Ports, plan: &AdoptPlan) -> Result<Started, Failure> {
     ports.network.adopt(&start::network_plan(&plan.plan, &ports.bundles.path(&plan.id)))?;
     ports.runtime.adopt(&plan.id, &plan.record)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::fake::{self, Fake};
+
+    #[test]
+    fn a_survey_names_each_id_once() {
+        let record = fake::plan().record;
+        let mut fake = Fake::default();
+        fake.bundles = vec![("b", Some(record.clone())), ("d", None)];
+        fake.containers = vec!["c", "b"];
+        fake.networks = vec!["e", "a", "c"];
+        fake.sinks = vec!["b", "f", "a"];
+        let (found, _) = fake.run(survey);
+        let ids: Vec<&str> = found.iter().map(|found| found.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b", "c", "d", "e", "f"]);
+        for found in &found {
+            let expect = (found.id.as_str() == "b").then_some(&record);
+            assert_eq!(found.record.as_ref(), expect);
+        }
+        assert!(Fake::default().run(survey).0.is_empty());
+    }
+
+    #[test]
+    fn adoption_takes_the_container_last() {
+        let check = |pid: u32, failing: &[&'static str], calls: &str, expect: bool| {
+            let plan = fake::plan();
+            let record = Record { pid, ..plan.record.clone() };
+            let plan = AdoptPlan { id: plan.id.clone(), record, plan };
+            let (result, made) = Fake::failing(failing).run(|ports| adopt(ports, &plan));
+            assert_eq!(made, calls, "{failing:?}");
+            assert_eq!(result.ok(), expect.then_some(Started { pid }), "{failing:?}");
+        };
+        check(12, &[], "adopt-network adopt", true);
+        check(12, &["adopt-network"], "adopt-network", false);
+        check(12, &["adopt"], "adopt-network adopt", false);
+        check(0, &[], "", false);
+    }
+}

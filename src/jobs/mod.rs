@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender};
 
 use crate::model::event::Event;
-use crate::model::job::{ExecJob, FetchJob, InstallPlan, JobDone, Package};
+use crate::model::job::{ExecJob, FetchJob, InstallPlan, JobDone};
 use crate::ports::{Bundles, Images, LogSinks, Network, Runtime};
 
 /// What the scripts act on. A clone shares the adapters.
@@ -105,15 +105,141 @@ pub fn fetch(job: FetchJob, ports: &Ports) -> JobDone {
 /// One attempt to install a package; core decides about another one.
 fn install(ports: &Ports, plan: &InstallPlan) -> JobDone {
     let key = plan.package.key();
-    log::info!("installing package={key:?} url={}", source_url(&plan.package));
+    log::info!("installing package=\"{key}\"");
     let mut evicted = Vec::new();
     let result = ports.images.install(plan, &mut evicted);
     JobDone::Installed { key, evicted, result }
 }
 
-fn source_url(package: &Package) -> &str {
-    match package {
-        Package::Service(service) => &service.source.url,
-        Package::Layer(layer) => &layer.source.url,
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use crossbeam::channel::bounded;
+
+    use super::*;
+    use crate::jobs::fake::Fake;
+    use crate::model::desired::{DesiredService, PackageSource};
+    use crate::model::id::{Digest, PackageKey};
+    use crate::model::job::{AdoptPlan, Evictable, Package, StopPlan, StopScope};
+
+    /// Short text of an answer.
+    fn text(event: Event) -> String {
+        let Event::Done(done) = event else { return format!("{event:?}") };
+        match done {
+            JobDone::Surveyed(found) => format!("surveyed {}", found.len()),
+            JobDone::Loaded { key, result } => format!("loaded {key} {}", result.is_ok()),
+            JobDone::Started { result, .. } => format!("started {}", result.is_ok()),
+            JobDone::Stopped { scope, outcome, .. } => {
+                format!("stopped {scope:?} {}", outcome.errors.len())
+            }
+            JobDone::Adopted { result, .. } => format!("adopted {}", result.is_ok()),
+            JobDone::Tidied { missing } => format!("tidied {}", missing.len()),
+            JobDone::Discarded => "discarded".to_owned(),
+            JobDone::Installed { key, evicted, result } => {
+                format!("installed {key} {} {}", evicted.len(), result.is_ok())
+            }
+            JobDone::Removed { key, result } => format!("removed {key} {}", result.is_ok()),
+        }
+    }
+
+    fn exec_jobs() -> Vec<ExecJob> {
+        let plan = fake::plan();
+        let mut adopt = AdoptPlan { id: plan.id.clone(), record: plan.record.clone(), plan };
+        adopt.record.pid = 1;
+        let stop = StopPlan { id: fake::plan().id, scope: StopScope::Everything };
+        vec![
+            ExecJob::Survey,
+            ExecJob::Load(fake::plan().service),
+            ExecJob::Start(Box::new(fake::plan())),
+            ExecJob::Stop(stop),
+            ExecJob::Adopt(Box::new(adopt)),
+        ]
+    }
+
+    fn fetch_jobs() -> Vec<FetchJob> {
+        let service = DesiredService {
+            key: fake::plan().service.key.clone(),
+            provider_id: fake::plan().service.provider_id.clone(),
+            gid: 1,
+            source: PackageSource::default(),
+        };
+        let digest = Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
+        let key = PackageKey::Layer(digest);
+        let old = Evictable { key: key.clone(), path: PathBuf::new(), size_bytes: 1 };
+        let install = InstallPlan { package: Package::Service(service), evictable: vec![old] };
+        vec![
+            FetchJob::Tidy { known: vec!["/a".into(), "/b".into()] },
+            FetchJob::Install(Box::new(install)),
+            FetchJob::Remove { key, path: "/old".into() },
+            FetchJob::Discard { path: "/bad".into() },
+        ]
+    }
+
+    /// Runs both loops over all jobs until their inboxes are closed.
+    fn check(failing: &[&'static str], calls: &str, answers: &[&str]) {
+        let (seen, made) = Fake::failing(failing).run(|ports| {
+            let (send_exec, exec_inbox) = bounded(8);
+            let (send_fetch, fetch_inbox) = bounded(8);
+            let (events, answers) = bounded(16);
+            exec_jobs().into_iter().for_each(|job| send_exec.send(job).unwrap());
+            fetch_jobs().into_iter().for_each(|job| send_fetch.send(job).unwrap());
+            drop((send_exec, send_fetch));
+            run_exec(&exec_inbox, ports, &events);
+            run_fetch(&fetch_inbox, ports, &events);
+            answers.try_iter().map(text).collect::<Vec<_>>()
+        });
+        assert_eq!(made, calls);
+        assert_eq!(seen, answers);
+    }
+
+    #[test]
+    fn every_job_has_one_answer() {
+        let zeros = "0".repeat(64);
+        check(
+            &[],
+            "load prepare record-starting(0,0) open attach build create record-running(4242,77) \
+             start kill delete remove detach close adopt-network adopt tidy(2) install \
+             remove-image(/old) remove-image(/bad)",
+            &[
+                "surveyed 0",
+                "loaded svc-a 1.0.0 true",
+                "started true",
+                "stopped Everything 0",
+                "adopted true",
+                "tidied 1",
+                "installed service svc-a 1.0.0 1 true",
+                &format!("removed layer sha256:{zeros} true"),
+                "discarded",
+            ],
+        );
+        check(
+            &["load", "prepare", "kill", "adopt", "tidy", "install", "remove-image"],
+            "load prepare remove kill delete remove detach close adopt-network adopt tidy(2) \
+             install remove-image(/old) remove-image(/bad)",
+            &[
+                "surveyed 0",
+                "loaded svc-a 1.0.0 false",
+                "started false",
+                "stopped Everything 1",
+                "adopted false",
+                "tidied 0",
+                "installed service svc-a 1.0.0 1 false",
+                &format!("removed layer sha256:{zeros} false"),
+                "discarded",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_loop_ends_when_nobody_hears_its_answers() {
+        let ((), calls) = Fake::default().run(|ports| {
+            let (send, inbox) = bounded(8);
+            let (events, answers) = bounded(1);
+            drop(answers);
+            exec_jobs().into_iter().skip(1).for_each(|job| send.send(job).unwrap());
+            run_exec(&inbox, ports, &events);
+        });
+        assert_eq!(calls, "load");
     }
 }

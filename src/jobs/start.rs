@@ -121,8 +121,99 @@ impl Drop for Undo<'_> {
     fn drop(&mut self) {
         for (name, step) in self.steps.drain(..).rev() {
             if let Err(failure) = step(self.ports, self.id) {
-                log::error!("undo of a start: cannot {name} instance={} err={failure:?}", self.id);
+                log::error!(
+                    "undo of a start: cannot {name} instance={} err=\"{failure}\"",
+                    self.id
+                );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::jobs::fake::{self, Fake};
+    use crate::model::node::{Host, Resource};
+
+    /// Starts with one call failing; the calls that were made after all.
+    fn check(kind: StartKind, failing: &[&'static str], expect: &str) {
+        let plan = StartPlan { kind, ..fake::plan() };
+        let (result, calls) = Fake::failing(failing).run(|ports| start(ports, &plan));
+        assert_eq!(calls, expect, "{kind:?} {failing:?}");
+        let expect = match failing.first() {
+            None => Ok(Started { pid: 4242 }),
+            Some(first) => Err(Failure::text(format!("{first} failed"))),
+        };
+        assert_eq!(result, expect);
+    }
+
+    #[test]
+    fn a_fresh_start_and_its_undo_at_every_step() {
+        let check =
+            |failing: &[&'static str], expect: &str| check(StartKind::Fresh, failing, expect);
+        let record = "record-starting(0,0)";
+        check(
+            &[],
+            "prepare record-starting(0,0) open attach build create record-running(4242,77) start",
+        );
+        check(&["prepare"], "prepare remove");
+        check(&["record-starting"], &format!("prepare {record} remove"));
+        check(&["open"], &format!("prepare {record} open close remove"));
+        check(&["attach"], &format!("prepare {record} open attach detach close remove"));
+        check(&["build"], &format!("prepare {record} open attach build detach close remove"));
+        let undo = "kill delete detach close remove";
+        check(&["create"], &format!("prepare {record} open attach build create {undo}"));
+        let created = format!("prepare {record} open attach build create record-running(4242,77)");
+        check(&["record-running"], &format!("{created} {undo}"));
+        check(&["start"], &format!("{created} start {undo}"));
+    }
+
+    #[test]
+    fn an_undo_goes_on_after_its_own_errors() {
+        check(
+            StartKind::Fresh,
+            &["start", "kill", "delete", "detach", "close", "remove"],
+            "prepare record-starting(0,0) open attach build create record-running(4242,77) start \
+             kill delete detach close remove",
+        );
+    }
+
+    #[test]
+    fn another_start_replaces_the_container_only() {
+        let check =
+            |failing: &[&'static str], expect: &str| check(StartKind::Again, failing, expect);
+        let begin = "record-starting(0,0) open";
+        check(&[], "record-starting(0,0) open create record-running(4242,77) start");
+        check(&["record-starting"], "record-starting(0,0)");
+        check(&["open"], begin);
+        check(&["create"], &format!("{begin} create kill delete"));
+        let created = format!("{begin} create record-running(4242,77)");
+        check(&["record-running"], &format!("{created} kill delete"));
+        check(&["start"], &format!("{created} start kill delete"));
+    }
+
+    #[test]
+    fn the_network_gets_what_service_and_resources_say() {
+        let mut plan = fake::plan();
+        let image = Arc::make_mut(&mut plan.image);
+        image.service.hostname = "name".into();
+        image.service.quotas.upload_kbit = Some(5);
+        image.image.exposed_ports = vec!["80/tcp".into()];
+        let host = |ip: &str| Host { ip: ip.into(), hostname: "h".into() };
+        let resource =
+            |ips: [&str; 2]| Resource { hosts: ips.map(host).into(), ..Default::default() };
+        plan.resources = vec![resource(["1.1.1.1", "2.2.2.2"]), resource(["3.3.3.3", "4.4.4.4"])];
+        let network = network_plan(&plan, Path::new("/b"));
+        assert_eq!(network.id, plan.id);
+        assert_eq!(network.ident, plan.instance.ident);
+        assert_eq!(network.network_id.as_str(), "prov1");
+        assert_eq!(network.hostname, "name");
+        assert_eq!(network.hosts, ["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"].map(host));
+        assert_eq!(network.exposed_ports, ["80/tcp"]);
+        assert_eq!(network.quotas.upload_kbit, Some(5));
+        assert_eq!(network.etc_dir, Path::new("/b/mounts/etc"));
     }
 }

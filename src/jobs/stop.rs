@@ -1,9 +1,9 @@
 //! Stop of one instance: kill, then remove what it has on this host.
 //!
 //! Runs on an exec thread, after core has waited for a grace period if there was one. In: id and
-//! scope. Out: all errors; none of them ends the work, because every later step is still worth
-//! doing and the next sweep finds what is left. The order is that of the start, reversed, with the
-//! control group first.
+//! scope. Out: all errors. Only processes that survive end the work; after any other error every
+//! later step is still worth doing, and the next sweep finds what is left. The order is that of the
+//! start, reversed, with the control group first.
 
 use crate::jobs::Ports;
 use crate::model::failure::Failure;
@@ -35,5 +35,48 @@ fn note(outcome: &mut StopOutcome, step: &str, result: Result<(), Failure>) -> b
             outcome.errors.push(format!("{step}: {failure}"));
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::fake::{self, Fake};
+
+    fn check(scope: StopScope, failing: &[&'static str], calls: &str, unkillable: bool) {
+        let id = fake::plan().id;
+        let (outcome, made) = Fake::failing(failing).run(|ports| stop(ports, &id, scope));
+        assert_eq!(made, calls, "{failing:?}");
+        assert_eq!(outcome.unkillable, unkillable, "{failing:?}");
+        assert_eq!(outcome.errors.len(), failing.len(), "{:?}", outcome.errors);
+        for (error, call) in outcome.errors.iter().zip(failing) {
+            assert!(error.ends_with(&format!("{call} failed")), "{error}");
+        }
+    }
+
+    #[test]
+    fn everything_goes_on_after_errors() {
+        let check = |failing: &[&'static str]| {
+            let calls = "kill delete remove detach close";
+            check(StopScope::Everything, failing, calls, false);
+        };
+        check(&[]);
+        for one in ["kill", "delete", "remove", "detach", "close"] {
+            check(&[one]);
+        }
+        check(&["kill", "remove", "detach", "close"]);
+        check(&["delete", "remove", "detach", "close"]);
+    }
+
+    #[test]
+    fn nothing_is_taken_away_below_living_processes() {
+        check(StopScope::Everything, &["kill", "delete"], "kill delete", true);
+    }
+
+    #[test]
+    fn a_container_goes_alone() {
+        check(StopScope::Container, &[], "kill delete", false);
+        check(StopScope::Container, &["kill"], "kill delete", false);
+        check(StopScope::Container, &["kill", "delete"], "kill delete", true);
     }
 }

@@ -213,7 +213,7 @@ impl BundleStore {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) => {
-                log::error!("cannot read path={} err={error}", self.dir.display());
+                log::error!("cannot read path={} err=\"{error}\"", self.dir.display());
                 return Vec::new();
             }
         };
@@ -241,7 +241,7 @@ impl BundleStore {
                 continue;
             }
             if let Err(error) = files::remove_tree(&path) {
-                log::warn!("cannot remove path={} err={error}", path.display());
+                log::warn!("cannot remove path={} err=\"{error}\"", path.display());
             }
         }
     }
@@ -269,7 +269,7 @@ impl Bundles for BundleStore {
 
     fn survey(&self) -> Vec<(InstanceId, Option<Record>)> {
         let mounted = mount::mounts().unwrap_or_else(|error| {
-            log::error!("cannot read the table of mounts err={error}");
+            log::error!("cannot read the table of mounts err=\"{error}\"");
             Vec::new()
         });
         let mounted: BTreeSet<PathBuf> = mounted.into_iter().map(|entry| entry.target).collect();
@@ -313,3 +313,6 @@ fn device_sources(plan: &StartPlan) -> Vec<String> {
     let mounts = plan.resources.iter().flat_map(|resource| &resource.mounts);
     mounts.map(|mount| &mount.source).filter(|source| is_device(source)).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests;
