@@ -113,6 +113,11 @@ pub fn print_version() {
     say(std::io::stdout(), &format!("Version: {VERSION}\n"));
 }
 
+/// Prints, to stderr, why there is not even a log.
+pub fn print_fatal(text: &str) {
+    say(std::io::stderr(), &format!("{text}\n"));
+}
+
 /// Nobody can be told when the text cannot be written.
 fn say(mut out: impl Write, text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
