@@ -149,9 +149,10 @@ impl BundleStore {
         let bundle = self.bundle(&plan.id)?;
         let spec = spec::build(plan, &self.settings.spec, &self.resolve(plan)?)?;
         let mounts = bundle.join("mounts");
-        rootfs::make_mount_points(&mounts, &spec.mounts)?;
-        let mut layers = vec![mounts, plan.image.rootfs.clone()];
+        let mut layers = vec![plan.image.rootfs.clone()];
         layers.extend(plan.layers.iter().cloned());
+        rootfs::make_mount_points(&mounts, &spec.mounts, &layers, &self.host)?;
+        layers.insert(0, mounts);
         let used = rootfs::mount(&layers, &self.host, &bundle.join("rootfs"))?;
         let link = bundle.join(HOST_LINK);
         symlink(&used, &link).map_err(|source| Error::Create { path: link, source })?;

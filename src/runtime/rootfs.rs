@@ -33,6 +33,9 @@ use crate::sys::{is_errno, mount, xattr};
 /// Most directories of one overlay, a bound of the kernel.
 pub const MAX_LAYERS: usize = 500;
 
+/// Most links on the way to a mount point, as in the kernel.
+pub const MAX_LINKS: usize = 40;
+
 const DIR_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
 
@@ -90,8 +93,14 @@ pub struct HostView {
 }
 
 /// Makes the places below `mounts` on which the runtime will mount: it cannot make them itself on
-/// a read-only root.
-pub fn make_mount_points(mounts: &Path, list: &[oci::Mount]) -> Result<(), Error> {
+/// a read-only root. They stand where links of `layers` and of the host lead, as for the runtime;
+/// a directory at the place of such a link would hide it.
+pub fn make_mount_points(
+    mounts: &Path,
+    list: &[oci::Mount],
+    layers: &[PathBuf],
+    host: &HostView,
+) -> Result<(), Error> {
     let root =
         open_dir(mounts).map_err(|source| Error::Prepare { path: mounts.to_owned(), source })?;
     for mount in list {
@@ -104,8 +113,9 @@ pub fn make_mount_points(mounts: &Path, list: &[oci::Mount]) -> Result<(), Error
         let Some(relative) = relative(&mount.destination) else {
             return Err(Error::Destination(mount.destination.clone()));
         };
+        let place = settle(relative, layers, host);
         let mode = mode_option(&mount.options);
-        make_mount_point(root.as_fd(), relative, is_dir, mode).map_err(|source| {
+        make_mount_point(root.as_fd(), &place, is_dir, mode).map_err(|source| {
             Error::MountPoint { destination: mount.destination.clone(), source }
         })?;
     }
@@ -125,6 +135,43 @@ fn relative(destination: &str) -> Option<&Path> {
     let path = Path::new(destination).strip_prefix("/").ok()?;
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     (plain && path != Path::new("")).then_some(path)
+}
+
+/// Where a path of the instance leads when the links on its way are followed. Never above the root;
+/// after `MAX_LINKS` the rest is taken as it is.
+fn settle(relative: &Path, layers: &[PathBuf], host: &HostView) -> PathBuf {
+    let mut pending: Vec<OsString> = relative.iter().rev().map(OsStr::to_owned).collect();
+    let mut place = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = pending.pop() {
+        if name == ".." {
+            place.pop();
+            continue;
+        }
+        place.push(&name);
+        let Some(link) = link_at(&place, layers, host).filter(|_| links < MAX_LINKS) else {
+            continue;
+        };
+        links += 1;
+        place.pop();
+        if link.is_absolute() {
+            place.clear();
+        }
+        let parts = link.components().rev();
+        let steps =
+            parts.filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        pending.extend(steps.map(|part| part.as_os_str().to_owned()));
+    }
+    place
+}
+
+/// Target of the link that the instance sees at this path; `None` = something else or nothing.
+fn link_at(place: &Path, layers: &[PathBuf], host: &HostView) -> Option<PathBuf> {
+    let is_visible = place.iter().next().is_some_and(|name| host.visible.contains(name));
+    let host = is_visible.then_some(&host.root);
+    let mut candidates = layers.iter().chain(host).map(|layer| layer.join(place));
+    let topmost = candidates.find(|path| fs::symlink_metadata(path).is_ok())?;
+    fs::read_link(topmost).ok()
 }
 
 /// Value of the option `mode=<octal>`.

@@ -338,6 +338,52 @@ fn modes(dir: &Path) -> String {
     out.join(", ")
 }
 
+/// A host of which nothing is seen.
+fn nothing(dir: &Path) -> HostView {
+    let (root, whiteouts) = (dir.to_owned(), dir.to_owned());
+    HostView { root, visible: BTreeSet::new(), whiteouts }
+}
+
+#[test]
+fn mount_points_stand_where_links_lead() {
+    let dir = TempDir::new().unwrap();
+    let entries = ["usr/lib/", "lib>usr/lib", "etc>usr", "bin>/usr/./bin/../sbin"];
+    let view = host(&tree(&dir.path().join("host"), &entries), &dir.path().join("whiteouts"));
+    let service = tree(
+        &dir.path().join("service"),
+        &[
+            "var/",
+            "var/run>/run",
+            "up>../../../x/../y",
+            "loop>loop",
+            "one>two",
+            "two>one/deeper",
+            "opt/",
+        ],
+    );
+    let layer = tree(&dir.path().join("layer"), &["opt>usr", "srv>up"]);
+    let layers = [service, layer];
+    let check = |path: &str, expect: &str| {
+        assert_eq!(settle(Path::new(path), &layers, &view), Path::new(expect), "{path}");
+    };
+    check("lib/firmware", "usr/lib/firmware");
+    check("bin/x", "usr/sbin/x");
+    check("var/run/dbus/socket", "run/dbus/socket");
+    check("usr/lib/x", "usr/lib/x");
+    // Not seen by instances, hidden by a directory, a link to a link.
+    check("etc/x", "etc/x");
+    check("opt/x", "opt/x");
+    check("srv/x", "y/x");
+    check("new/path", "new/path");
+    check("loop/x", "loop/x");
+    assert!(settle(Path::new("one/x"), &layers, &view).ends_with("x"));
+
+    let mounts = tree(&dir.path().join("mounts"), &[]);
+    let mount = point("/lib/firmware", "bind", dir.path(), &[]);
+    make_mount_points(&mounts, &[mount], &layers, &view).unwrap();
+    assert_eq!(modes(&mounts), "usr/ 755, usr/lib/ 755, usr/lib/firmware/ 755");
+}
+
 #[test]
 fn mount_points() {
     let dir = TempDir::new().unwrap();
@@ -346,7 +392,7 @@ fn mount_points() {
     symlink("file", dir.path().join("link")).unwrap();
     let check = |mount: oci::Mount, expect: &str| {
         let mounts = tree(&dir.path().join("mounts"), &[]);
-        make_mount_points(&mounts, &[mount]).unwrap();
+        make_mount_points(&mounts, &[mount], &[], &nothing(dir.path())).unwrap();
         assert_eq!(modes(&mounts), expect);
         remove_tree(&mounts).unwrap();
     };
@@ -369,18 +415,19 @@ fn mount_points_that_cannot_be() {
     let mounts = tree(&dir.path().join("mounts"), &["file", "out>../outside", "dir/"]);
     let outside = tree(&dir.path().join("outside"), &[]);
     let source = dir.path();
+    let make = |mount| make_mount_points(&mounts, &[mount], &[], &nothing(source));
     for bad in ["/", "", "relative", "/..", "/../outside/x", "/a/../../outside/x", "../x"] {
-        let result = make_mount_points(&mounts, &[point(bad, "bind", source, &[])]);
+        let result = make(point(bad, "bind", source, &[]));
         assert!(matches!(result, Err(Error::Destination(_))), "{bad:?} {result:?}");
     }
     for bad in ["/out", "/out/x", "/file", "/file/x"] {
-        let result = make_mount_points(&mounts, &[point(bad, "bind", source, &[])]);
+        let result = make(point(bad, "bind", source, &[]));
         assert!(matches!(result, Err(Error::MountPoint { .. })), "{bad:?} {result:?}");
     }
     let over_dir = point("/dir", "bind", &mounts.join("file"), &[]);
-    assert!(matches!(make_mount_points(&mounts, &[over_dir]), Err(Error::MountPoint { .. })));
+    assert!(matches!(make(over_dir), Err(Error::MountPoint { .. })));
     let missing = point("/x", "bind", &source.join("missing"), &[]);
-    let error = make_mount_points(&mounts, &[missing]).unwrap_err();
+    let error = make(missing).unwrap_err();
     assert!(error.to_string().contains("missing to be mounted on /x"), "{error}");
     assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
 }
