@@ -20,6 +20,9 @@ pub mod time;
 pub mod tree;
 pub mod xattr;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::io;
 
 use nix::errno::Errno;

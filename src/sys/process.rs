@@ -1,7 +1,8 @@
 //! What `/proc` says about processes and about ourselves.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::sysinfo::sysinfo;
@@ -155,8 +156,21 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// Processes of a control group that were killed for want of memory, from `memory.oom_control`
+/// (v1) or `memory.events` (v2). Reads from the beginning each time.
+pub fn oom_kills(counters: &File) -> io::Result<u64> {
+    let mut buffer = [0; 512];
+    let length = counters.read_at(&mut buffer, 0)?;
+    parse_oom_kills(&buffer[..length]).ok_or_else(|| malformed("counter of OOM kills"))
+}
+
+fn parse_oom_kills(content: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(content).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
 fn malformed(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("malformed {what} in /proc"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("malformed {what}"))
 }
 
 #[cfg(test)]
@@ -202,6 +216,17 @@ mod tests {
         assert_eq!(parse_mask(status, "SigCgt"), Some(1 << 14));
         assert_eq!(parse_mask(status, "CapEff"), None);
         assert_eq!(parse_mask("CapBnd: zz", "CapBnd"), None);
+    }
+
+    #[test]
+    fn counters_of_oom_kills() {
+        let check = |content: &str, expect| {
+            assert_eq!(parse_oom_kills(content.as_bytes()), expect, "{content}");
+        };
+        check("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", Some(3));
+        check("low 0\nhigh 0\nmax 5\noom 1\noom_kill 1\noom_group_kill 0\n", Some(1));
+        check("low 0\n", None);
+        check("oom_kill x\n", None);
     }
 
     #[test]
