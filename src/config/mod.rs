@@ -7,7 +7,8 @@
 
 mod decode;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -244,8 +245,7 @@ pub struct JournalAlerts {
 impl Config {
     /// Reads and checks the file; logs what was corrected.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let text = read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let base = std::env::current_dir().map_err(|source| Error::CurrentDirectory { source })?;
         let invalid = |source| Error::Invalid { path: path.to_owned(), source };
         let document = Object::parse(&text).map_err(invalid)?;
@@ -275,6 +275,14 @@ impl Config {
         }
         Err(Error::PartLimits { services, layers })
     }
+}
+
+/// At most one byte more than the decoder takes, so that it refuses an endless file.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let limit = document::MAX_SIZE_BYTES as u64 + 1;
+    File::open(path)?.take(limit).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Device of the path, or of the nearest parent that exists already.

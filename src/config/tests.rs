@@ -604,6 +604,12 @@ fn files_that_cannot_be_used() {
             "logging.maxPartSize: true is not allowed, expected an integer from 1 to 4294967295",
         ),
     );
+    check(
+        Some(&b" ".repeat(document::MAX_SIZE_BYTES + 1)),
+        &invalid("document of 4194305 bytes is larger than 4194304"),
+    );
+    let endless = Config::load(Path::new("/dev/zero")).unwrap_err();
+    assert!(chain(&endless).ends_with("document of 4194305 bytes is larger than 4194304"));
     let directory = Config::load(dir.path()).unwrap_err();
     assert!(chain(&directory).ends_with("Is a directory (os error 21)"));
 }
