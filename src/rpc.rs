@@ -564,4 +564,6 @@ impl<T> Inbox<T> {
 }
 
 #[cfg(test)]
+pub(crate) mod double;
+#[cfg(test)]
 mod tests;

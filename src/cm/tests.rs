@@ -1,1 +1,434 @@
+//! cm-rx and cm-tx against a CM double over mutual TLS.
 
+use std::sync::Mutex;
+use std::thread::{self, JoinHandle};
+
+use crossbeam::channel::{Receiver, bounded};
+use grpcio::RpcStatusCode;
+use protobuf::Message;
+
+use super::*;
+use crate::cm::wire::v4::servicemanager as messages;
+use crate::model::command::CmCommand;
+use crate::model::status::{
+    Alert, AlertPayload, CmReport, LogPart, MonitoringData, NodeConfigStatus, NodeMonitoring,
+};
+use crate::rpc::double::{Authority, DuplexCall, Gate, LONG, Running, duplex_service, env};
+use crate::rpc::{InboxSender, Keepalive};
+
+#[derive(Debug)]
+struct Given(Mutex<Result<Certificate, &'static str>>);
+
+impl CertSource for Given {
+    fn certificate(&self) -> Pending<Certificate> {
+        let given = self.0.lock().unwrap().clone();
+        Box::pin(async move {
+            given.map_err(|reason| rpc::Error::Answer { call: "test", reason: reason.to_owned() })
+        })
+    }
+}
+
+/// Both threads and the CM, which nobody reaches at first.
+struct Bed {
+    authority: Authority,
+    certs: Arc<Given>,
+    gate: Gate,
+    server: Running,
+    calls: Receiver<DuplexCall>,
+    events: Receiver<Event>,
+    rx: InboxSender<CmRxCommand>,
+    tx: Sender<CmTxCommand>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Bed {
+    fn new(timing: Timing, send_limit: Duration) -> Self {
+        let authority = Authority::new();
+        let gate = Gate::new();
+        let (service, calls) = duplex_service(v4::PATH);
+        let server = authority.server(service, true);
+        let certs = Arc::new(Given(Mutex::new(Ok(authority.certificate("node")))));
+        let (events_in, events) = bounded(256);
+        let (rx, rx_inbox) = rpc::inbox(INBOX_CAPACITY);
+        let (tx, tx_inbox) = bounded(sender::INBOX_CAPACITY);
+        let receiving = Receiving {
+            settings: Settings {
+                url: gate.target(),
+                ca_cert: authority.ca_file(),
+                reconnect_cap: Duration::from_secs(10),
+                allow_root_uid: false,
+                timing,
+            },
+            env: env(),
+            certs: certs.clone(),
+            inbox: rx_inbox,
+            events: events_in.clone(),
+            tx: tx.clone(),
+        };
+        let threads = vec![
+            thread::Builder::new().spawn(move || receiving.run()).unwrap(),
+            thread::Builder::new()
+                .spawn(move || sender::run(send_limit, &tx_inbox, &events_in))
+                .unwrap(),
+        ];
+        Self { authority, certs, gate, server, calls, events, rx, tx, threads }
+    }
+
+    fn ready() -> Self {
+        let bed = Self::new(Timing::default(), sender::SEND_LIMIT);
+        bed.open();
+        bed
+    }
+
+    /// Lets the thread reach the CM, and does not wait for its next attempt.
+    fn open(&self) {
+        self.gate.open(self.server.port);
+        self.rx.send(CmRxCommand::Reconnect).unwrap();
+    }
+
+    fn event(&self) -> Event {
+        self.events.recv_timeout(LONG).expect("an event")
+    }
+
+    fn no_event(&self) {
+        assert!(self.events.is_empty(), "{:?}", self.events.try_recv());
+    }
+
+    fn connected(&self) -> Session {
+        match self.event() {
+            Event::CmConnected { session } => session,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lost(&self, lost: Session) {
+        match self.event() {
+            Event::CmLost { session } => assert_eq!(session, lost),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn call(&self) -> DuplexCall {
+        self.calls.recv_timeout(LONG).expect("a stream")
+    }
+
+    fn report(&self, session: Session, report: CmReport) {
+        self.tx.send(CmTxCommand::Report { session, report }).unwrap();
+    }
+
+    /// The whole registration, from the new stream to the first message of the CM.
+    fn registered(&self) -> (Session, DuplexCall) {
+        let session = self.connected();
+        self.report(session, hello());
+        let mut call = self.call();
+        assert_eq!(kind(&call.message()), "node_config_status");
+        call.send(&online());
+        self.heard(session);
+        (session, call)
+    }
+
+    fn heard(&self, expect: Session) {
+        match self.event() {
+            Event::Cm { session, command: CmCommand::ConnectionStatus { online: true } } => {
+                assert_eq!(session, expect);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn log_part(&self, session: Session, size: usize) -> Receiver<Result<(), String>> {
+        let (reply, answer) = bounded(1);
+        let part = LogPart { data: vec![7; size], ..LogPart::default() };
+        self.tx.send(CmTxCommand::LogPart { session, part, reply }).unwrap();
+        let (text_in, text) = bounded(1);
+        let result = answer.recv_timeout(LONG).expect("an answer");
+        text_in.send(result.map_err(|failure| failure.message)).unwrap();
+        text
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = self.rx.send(CmRxCommand::Stop);
+        let _ = self.tx.send(CmTxCommand::Stop);
+        self.gate.close();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn hello() -> CmReport {
+    CmReport::NodeConfigStatus(NodeConfigStatus {
+        node_id: "node".to_owned(),
+        ..NodeConfigStatus::default()
+    })
+}
+
+fn alert(message: &str) -> CmReport {
+    let payload = AlertPayload::System { message: message.to_owned() };
+    CmReport::Alert(Alert { time_ms: 0, payload })
+}
+
+fn sample(ram_bytes: u64) -> CmTxCommand {
+    let node = MonitoringData { ram_bytes, ..MonitoringData::default() };
+    CmTxCommand::Monitoring(NodeMonitoring { node, instances: Vec::new() })
+}
+
+/// `connection_status { CONNECTED }`
+fn online() -> Vec<u8> {
+    vec![0x52, 0x02, 0x08, 0x01]
+}
+
+fn parsed(message: &[u8]) -> messages::SMOutgoingMessages {
+    messages::SMOutgoingMessages::parse_from_bytes(message).unwrap()
+}
+
+fn kind(message: &[u8]) -> &'static str {
+    let message = parsed(message);
+    match () {
+        () if message.has_node_config_status() => "node_config_status",
+        () if message.has_run_instances_status() => "run_instances_status",
+        () if message.has_instant_monitoring() => "instant_monitoring",
+        () if message.has_alert() => "alert",
+        () if message.has_log() => "log",
+        () => "other",
+    }
+}
+
+#[test]
+fn a_node_registers_and_hears_the_cm() {
+    let bed = Bed::ready();
+    let (session, mut call) = bed.registered();
+    assert_eq!(call.client, "node");
+    assert_eq!(session, Session(1));
+    bed.report(session, alert("one"));
+    assert_eq!(kind(&call.message()), "alert");
+    assert!(matches!(bed.event(), Event::AlertSent { session: Session(1) }));
+    call.send(b"\xff garbage");
+    call.send(&[0x7a, 0x00]); // a member that does not exist
+    call.send(&online());
+    bed.heard(session);
+}
+
+#[test]
+fn a_stream_that_the_cm_ends_is_followed_by_another() {
+    let bed = Bed::ready();
+    let (first, call) = bed.registered();
+    call.end();
+    bed.lost(first);
+    bed.rx.send(CmRxCommand::Reconnect).unwrap(); // not to wait for the pause
+    let (second, call) = bed.registered();
+    assert_eq!(second, Session(2));
+    call.fail(RpcStatusCode::UNKNOWN, "connection for node ID node already exist");
+    bed.lost(second);
+}
+
+#[test]
+fn a_cm_that_comes_late_is_found_without_help() {
+    let bed = Bed::new(Timing::default(), sender::SEND_LIMIT);
+    bed.gate.open(bed.server.port);
+    bed.registered();
+}
+
+#[test]
+fn core_does_not_hear_of_attempts_that_reach_nobody() {
+    let bed = Bed::new(Timing::default(), sender::SEND_LIMIT);
+    *bed.certs.0.lock().unwrap() = Err("not provisioned");
+    bed.rx.send(CmRxCommand::Reconnect).unwrap();
+    *bed.certs.0.lock().unwrap() = Ok(bed.authority.certificate("node"));
+    bed.open();
+    assert_eq!(bed.registered().0, Session(1));
+}
+
+#[test]
+fn a_renewed_certificate_makes_a_new_stream_and_an_equal_one_does_not() {
+    let bed = Bed::ready();
+    let (first, mut call) = bed.registered();
+    bed.rx.send(CmRxCommand::Reconnect).unwrap();
+    call.send(&online());
+    bed.heard(first);
+
+    *bed.certs.0.lock().unwrap() = Ok(bed.authority.certificate("renewed"));
+    bed.rx.send(CmRxCommand::Reconnect).unwrap();
+    assert!(call.recv().is_none(), "the CM sees a clean end");
+    call.end();
+    bed.lost(first);
+    let (second, call) = bed.registered();
+    assert_eq!((second, call.client.as_str()), (Session(2), "renewed"));
+}
+
+#[test]
+fn a_certificate_that_cannot_be_had_does_not_end_the_stream() {
+    let bed = Bed::ready();
+    let (session, mut call) = bed.registered();
+    *bed.certs.0.lock().unwrap() = Err("IAM is away");
+    bed.rx.send(CmRxCommand::Reconnect).unwrap();
+    call.send(&online());
+    bed.heard(session);
+    bed.report(session, alert("still here"));
+    assert_eq!(kind(&call.message()), "alert");
+}
+
+#[test]
+fn a_cm_that_stays_silent_is_left() {
+    let timing = Timing { first_message: Duration::from_millis(200), ..Timing::default() };
+    let bed = Bed::new(timing, sender::SEND_LIMIT);
+    bed.open();
+    let session = bed.connected();
+    bed.report(session, hello());
+    let mut call = bed.call();
+    assert_eq!(kind(&call.message()), "node_config_status");
+    bed.lost(session);
+    assert!(matches!(call.recv(), Some(Err(_))), "the old stream is cancelled");
+    assert_eq!(bed.connected(), Session(2));
+}
+
+#[test]
+fn a_cm_that_vanishes_without_a_word_is_noticed() {
+    let keepalive =
+        Keepalive { time: Duration::from_millis(500), timeout: Duration::from_millis(500) };
+    let bed = Bed::new(Timing { keepalive, ..Timing::default() }, sender::SEND_LIMIT);
+    bed.open();
+    let (session, _call) = bed.registered();
+    bed.gate.freeze();
+    bed.lost(session);
+}
+
+#[test]
+fn a_cut_connection_is_noticed() {
+    let bed = Bed::ready();
+    let (session, _call) = bed.registered();
+    bed.gate.close();
+    bed.lost(session);
+    bed.open();
+    assert_eq!(bed.registered().0, Session(2));
+}
+
+#[test]
+fn a_cm_that_takes_nothing_loses_its_stream() {
+    let bed = Bed::new(Timing::default(), Duration::from_millis(300));
+    bed.open();
+    let (session, _call) = bed.registered();
+    bed.gate.freeze();
+    let failure = loop {
+        if let Err(failure) = bed.log_part(session, 1 << 20).recv().unwrap() {
+            break failure;
+        }
+    };
+    assert!(failure.contains("no answer within 300 ms"), "{failure}");
+    bed.lost(session);
+    let failure = bed.log_part(session, 1).recv().unwrap().unwrap_err();
+    assert_eq!(failure, "the stream to the CM has ended");
+}
+
+#[test]
+fn nothing_goes_before_the_registration_or_on_another_stream() {
+    let bed = Bed::ready();
+    let session = bed.connected();
+    let mut call = bed.call();
+    bed.tx.send(sample(1)).unwrap();
+    assert!(bed.log_part(session, 1).recv().unwrap().is_err());
+    bed.report(Session(0), alert("of an older stream"));
+    bed.report(Session(9), alert("of another stream"));
+    bed.report(session, hello());
+    bed.report(session, CmReport::RunStatus(Vec::new()));
+    assert_eq!(kind(&call.message()), "node_config_status");
+    assert_eq!(kind(&call.message()), "run_instances_status");
+    bed.no_event();
+}
+
+#[test]
+fn only_the_newest_sample_is_sent() {
+    let bed = Bed::ready();
+    let (session, mut call) = bed.registered();
+    bed.gate.freeze();
+    let part = LogPart { data: vec![7; 1 << 20], ..LogPart::default() };
+    let (reply, left) = bounded(1);
+    // This one blocks the thread until the gate is open again.
+    bed.tx.send(CmTxCommand::LogPart { session, part, reply }).unwrap();
+    for ram_bytes in 1..=20 {
+        bed.tx.send(sample(ram_bytes)).unwrap();
+    }
+    assert!(left.is_empty());
+    bed.gate.open(bed.server.port);
+    assert_eq!(kind(&call.message()), "log");
+    let ram = |message: &[u8]| parsed(message).instant_monitoring().node_monitoring.ram;
+    assert_eq!(ram(&call.message()), 20);
+    bed.tx.send(sample(21)).unwrap();
+    assert_eq!(ram(&call.message()), 21);
+}
+
+#[test]
+fn parts_of_a_log_are_answered_when_they_have_left() {
+    let bed = Bed::ready();
+    let (session, mut call) = bed.registered();
+    assert_eq!(bed.log_part(session, 500 << 10).recv().unwrap(), Ok(()));
+    let message = parsed(&call.message());
+    assert_eq!((message.log().data.len(), message.log().status.as_str()), (500 << 10, "ok"));
+    let failure = bed.log_part(session, v4::MESSAGE_LIMIT_BYTES).recv().unwrap().unwrap_err();
+    assert!(failure.contains("larger than the peer accepts"), "{failure}");
+    assert_eq!(bed.log_part(session, 1).recv().unwrap(), Ok(()));
+    assert_eq!(kind(&call.message()), "log");
+}
+
+#[test]
+fn a_wish_to_stop_ends_the_stream_cleanly_after_what_was_queued() {
+    let mut bed = Bed::ready();
+    let (session, mut call) = bed.registered();
+    bed.report(session, alert("last words"));
+    bed.rx.send(CmRxCommand::Stop).unwrap();
+    assert_eq!(kind(&call.message()), "alert");
+    assert!(call.recv().is_none(), "the CM sees a clean end");
+    call.end();
+    assert!(matches!(bed.event(), Event::AlertSent { .. }));
+    bed.lost(session);
+    bed.threads.remove(0).join().unwrap();
+}
+
+#[test]
+fn a_wish_to_stop_is_heard_while_nobody_is_reached() {
+    let mut bed = Bed::new(Timing::default(), sender::SEND_LIMIT);
+    bed.rx.send(CmRxCommand::Stop).unwrap();
+    bed.threads.remove(0).join().unwrap();
+    bed.no_event();
+}
+
+#[test]
+fn pauses_grow_to_the_cap_and_vary() {
+    let bed = Bed::new(Timing::default(), sender::SEND_LIMIT);
+    let receiving = Receiving {
+        settings: Settings {
+            url: String::new(),
+            ca_cert: PathBuf::new(),
+            reconnect_cap: Duration::from_secs(4),
+            allow_root_uid: false,
+            timing: Timing::default(),
+        },
+        env: env(),
+        certs: bed.certs.clone(),
+        inbox: rpc::inbox(1).1,
+        events: bounded(1).0,
+        tx: bounded(1).0,
+    };
+    let pauses: Vec<_> = (0..5).map(|failures| receiving.pause(failures).as_secs()).collect();
+    assert_eq!(pauses, [1, 2, 4, 4, 4]);
+    for _ in 0..100 {
+        let pause = varied(Duration::from_secs(10));
+        assert!((8..=12).contains(&pause.as_secs()), "{pause:?}");
+    }
+}
+
+#[test]
+fn a_stream_that_still_exists_at_the_cm_gets_time_to_end() {
+    let check = |message: &str, expect: Option<Duration>| {
+        let code = RpcStatusCode::UNKNOWN;
+        let error = rpc::Error::Status { call: v4::PATH, code, message: message.to_owned() };
+        match End::lost(&error) {
+            End::Lost(lost) => assert_eq!(lost.pause, expect),
+            _ => panic!("lost"),
+        }
+    };
+    check("connection for node ID n already exist [x.go:1]", Some(ALREADY_EXISTS_PAUSE));
+    check("anything else", None);
+}
