@@ -1,1 +1,217 @@
-//! Being written.
+//! Output of instances: caught without the daemon's help, kept bounded, delivered on request.
+//!
+//! A container writes either to journald or to a spool of its own, a file on a small tmpfs
+//! (`sink`, on the exec threads). The thread `log-in` (`capture`) moves spools into segments on
+//! disk (`segment`, `record`); the thread `log-out` (`serve`) answers log requests from there, from
+//! system log files or from the journal. The two share nothing but the files: a reader needs no
+//! help of the writer. Not here yet: alerts from log lines, the kernel log, the daemon's own lines.
+
+mod archive;
+pub mod capture;
+mod ident;
+mod journal;
+mod reader;
+mod record;
+mod segment;
+pub mod serve;
+pub mod sink;
+mod spool;
+mod system;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::model::id::InstanceId;
+
+/// Configuration of everything in this module; sizes in bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogSettings {
+    /// Where container output goes.
+    pub backend: Backend,
+    /// Directory of the sockets of journald.
+    pub journal_dir: PathBuf,
+    /// Parent of the control groups of the instances, as the key `cgroupParent` spells it.
+    pub cgroup_parent: String,
+    /// Root of all volatile files; spools are made in `log/` below it.
+    pub run_dir: PathBuf,
+    /// Root of the permanent files; segments are kept in `logs/` below it.
+    pub working_dir: PathBuf,
+    /// Spool of one instance, moved into `sink::SPOOL_BYTES`.
+    pub spool_bytes: u64,
+    /// Store of one instance, at least two segments.
+    pub instance_store_bytes: u64,
+    /// Store of all instances together.
+    pub store_bytes: u64,
+    /// How long logs of a removed instance are kept.
+    pub retention: Duration,
+    /// How often a dirty segment is flushed; zero = only at the end of a segment.
+    pub sync_period: Duration,
+    /// Lines that one instance may write in `capture::RATE_PERIOD`.
+    pub rate_lines: u64,
+    /// Bytes that one instance may write in `capture::RATE_PERIOD`.
+    pub rate_bytes: u64,
+    /// Text of one part of an answer, before compression; one line may exceed it.
+    pub max_part_bytes: u64,
+    /// Parts of one answer.
+    pub max_part_count: u64,
+    /// Files of the system log; `None` = the first existing one of `system::DEFAULT_FILES`.
+    pub system_log_files: Option<Vec<PathBuf>>,
+}
+
+/// Where container output goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Backend {
+    /// journald if it takes connections at the start of an instance, else the store.
+    #[default]
+    Auto,
+    Journal,
+    Store,
+}
+
+/// What went wrong with logs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot connect to journald at {path}")]
+    Journal { path: PathBuf, source: io::Error },
+    #[error("cannot make the spool {path}")]
+    Spool { path: PathBuf, source: io::Error },
+    #[error("cannot read the spool {path}")]
+    Drain { path: PathBuf, source: io::Error },
+    #[error("cannot write to the log store {path}")]
+    Store { path: PathBuf, source: io::Error },
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot keep the parts of an answer in {path}")]
+    Spill { path: PathBuf, source: io::Error },
+    #[error("cannot compress a part")]
+    Compress { source: io::Error },
+    #[error("there is no system log: no journal, and no log file is readable")]
+    NoSystemLog,
+    #[error("journalctl failed: {reason}")]
+    Journalctl { reason: String },
+    #[error("crash logs cannot be read from the journal yet")]
+    NoCrashes,
+    #[error("the thread that captures logs does not answer")]
+    NoCapture,
+}
+
+/// Name of the unit that log lines of an instance belong to.
+fn unit(id: &InstanceId) -> String {
+    format!("aos-service@{id}.service")
+}
+
+/// All spools.
+fn spool_root(settings: &LogSettings) -> PathBuf {
+    settings.run_dir.join("log")
+}
+
+/// The spool of an instance: a mount point.
+fn spool_dir(settings: &LogSettings, id: &InstanceId) -> PathBuf {
+    spool_root(settings).join(id.as_str())
+}
+
+/// All segments.
+fn store_root(settings: &LogSettings) -> PathBuf {
+    settings.working_dir.join("logs")
+}
+
+/// Segments and `ident` of an instance.
+fn store_dir(settings: &LogSettings, id: &InstanceId) -> PathBuf {
+    store_root(settings).join(id.as_str())
+}
+
+/// Ids that have a directory below `root`; nothing when it does not exist.
+fn ids_below(root: &Path) -> Vec<InstanceId> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().to_str().map(InstanceId::new))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::desired::{DesiredInstance, InstanceNetwork};
+    use crate::model::id::{InstanceIdent, NetworkId, ServiceId, ServiceKey, SubjectId};
+    use crate::model::job::{LimiterState, Record, StartKind, StartPlan};
+    use crate::model::service::{InstalledService, ServiceImage};
+
+    /// Start of an instance of the service `service-<id>`.
+    pub(crate) fn plan(id: &str) -> StartPlan {
+        let ident = InstanceIdent {
+            service_id: ServiceId::new(&format!("service-{id}")),
+            subject_id: SubjectId::new("subject"),
+            instance: 0,
+        };
+        let key = ServiceKey { id: ident.service_id.clone(), version: Arc::from("1.0.0") };
+        StartPlan {
+            id: InstanceId::new(id),
+            instance: Arc::new(DesiredInstance {
+                ident: ident.clone(),
+                uid: 5000,
+                priority: 0,
+                storage_path: Arc::from(""),
+                state_path: Arc::from(""),
+                network: InstanceNetwork::default(),
+            }),
+            service: Arc::new(InstalledService {
+                key,
+                provider_id: NetworkId::new("provider"),
+                gid: 0,
+                path: PathBuf::new(),
+                manifest_digest: Vec::new(),
+                tree_digest: String::new(),
+                package_digest: Vec::new(),
+                size_bytes: 0,
+                installed_at_ms: 0,
+                unused_since_ms: None,
+                confirmed: false,
+            }),
+            image: Arc::new(ServiceImage::default()),
+            layers: Vec::new(),
+            secret: None,
+            overrides: Vec::new(),
+            devices: Vec::new(),
+            resources: Vec::new(),
+            max_dmips: 0,
+            kind: StartKind::Fresh,
+            record: Record {
+                ident,
+                service_version: Arc::from("1.0.0"),
+                inputs_digest: String::new(),
+                overrides: Vec::new(),
+                secret_hash: String::new(),
+                pid: 0,
+                start_time: 0,
+                limiter: LimiterState::default(),
+                restarts: 0,
+                started_at_ns: 0,
+            },
+        }
+    }
+
+    /// Settings of a daemon with all its files below `root`.
+    pub(crate) fn settings(root: &Path) -> LogSettings {
+        LogSettings {
+            backend: Backend::Store,
+            journal_dir: root.join("journal"),
+            cgroup_parent: "/aos.slice".to_owned(),
+            run_dir: root.join("run"),
+            working_dir: root.to_owned(),
+            spool_bytes: 256 << 10,
+            instance_store_bytes: 2 << 20,
+            store_bytes: 32 << 20,
+            retention: Duration::from_secs(7 * 24 * 3600),
+            sync_period: Duration::from_secs(30),
+            rate_lines: 10_000,
+            rate_bytes: 4 << 20,
+            max_part_bytes: 512 << 10,
+            max_part_count: 20,
+            system_log_files: None,
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! Sinks and capture together: real spools on tmpfs in a mount namespace of the test's own.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use crossbeam::channel::bounded;
+
+use super::*;
+use crate::logs::Backend;
+use crate::logs::reader::Reader;
+use crate::logs::record::{LINE_MAX, lines};
+use crate::logs::sink::Sinks;
+use crate::logs::tests::{plan, settings};
+use crate::model::service::{Quotas, ServiceImage};
+use crate::ports::LogSinks;
+use crate::sys::mount::{isolate, tmpfs};
+
+/// A daemon's log side without threads: messages are applied when the test says so.
+struct Bench {
+    settings: LogSettings,
+    sinks: Sinks,
+    inbox: Receiver<CaptureCommand>,
+    id: InstanceId,
+}
+
+impl Bench {
+    fn new(settings: LogSettings) -> Self {
+        let (sender, inbox) = bounded(INBOX);
+        let sinks = Sinks::new(settings.clone(), sender);
+        Self { settings, sinks, inbox, id: InstanceId::new("i1") }
+    }
+
+    fn open(&self) -> File {
+        File::from(self.sinks.open(&plan("i1")).unwrap().stdout)
+    }
+
+    fn capture(&self) -> Capture<'_> {
+        Capture::new(&self.settings, at(0))
+    }
+
+    fn apply_all(&self, capture: &mut Capture<'_>, now: Now) {
+        for command in self.inbox.try_iter() {
+            capture.apply(command, now);
+        }
+    }
+
+    fn close(&self) -> CaptureCommand {
+        CaptureCommand::Close { id: self.id.clone(), until: u64::MAX }
+    }
+
+    /// Kind and text of everything stored.
+    fn stored(&self) -> Vec<(Kind, String)> {
+        let mut reader = Reader::open(&store_dir(&self.settings, &self.id));
+        let (mut buffer, mut found) = (Vec::new(), Vec::new());
+        while let Some(header) = reader.next(&mut buffer) {
+            found.extend(
+                lines(&buffer)
+                    .map(|line| (header.kind, String::from_utf8_lossy(line.text).into_owned())),
+            );
+        }
+        found
+    }
+
+    fn spool(&self) -> PathBuf {
+        spool_dir(&self.settings, &self.id)
+    }
+}
+
+fn at(ms: u64) -> Now {
+    let mono = Duration::from_secs(1000) + Duration::from_millis(ms);
+    Now { mono, boot: mono, wall_ms: 1_700_000_000_000 + i64::try_from(ms).unwrap() }
+}
+
+/// Runs the body where it may mount; what it mounts goes with the thread.
+fn isolated(name: &str, body: impl FnOnce(&Path) + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if let Err(err) = isolate() {
+                return println!("SKIP {name}: no mount namespace: {err}");
+            }
+            let root = tempfile::tempdir().unwrap();
+            body(root.path());
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// A container's process: writes numbered lines of about 20 bytes, whatever becomes of them.
+fn writer(stdout: File, first: u32, last: u32) -> Child {
+    let script = format!(
+        "i={first}; while [ $i -le {last} ]; do echo \"a line of text $i\" 2>/dev/null; i=$((i+1)); done"
+    );
+    Command::new("sh").args(["-c", &script]).stdout(OwnedFd::from(stdout)).spawn().unwrap()
+}
+
+fn numbered(first: u32, last: u32) -> Vec<(Kind, String)> {
+    (first..=last).map(|n| (Kind::Lines, format!("a line of text {n}"))).collect()
+}
+
+#[test]
+fn restarts_of_the_capture_lose_and_double_nothing() {
+    isolated("restarts_of_the_capture_lose_and_double_nothing", |root| {
+        // 10 000 lines of 20 bytes fit, so nothing may be lost however slow this test is.
+        let bench = Bench::new(LogSettings { spool_bytes: 1 << 20, ..settings(root) });
+        let mut child = writer(bench.open(), 1, 10_000);
+        let mut lives = 0;
+        while child.try_wait().unwrap().is_none() || lives < 20 {
+            let mut capture = bench.capture();
+            bench.apply_all(&mut capture, at(lives));
+            // A turn that ends in the middle of the output, and a crash after it.
+            capture.drain(&bench.id, 1000, false, at(lives));
+            lives += 1;
+        }
+        assert!(child.wait().unwrap().success());
+        let mut capture = bench.capture();
+        capture.apply(bench.close(), at(lives));
+        let stored: Vec<_> =
+            bench.stored().into_iter().filter(|(kind, _)| *kind != Kind::Outage).collect();
+        assert_eq!(stored.len(), 10_000);
+        assert_eq!(stored, numbered(1, 10_000));
+        assert!(!bench.spool().exists());
+    });
+}
+
+#[test]
+fn drained_space_is_given_back() {
+    isolated("drained_space_is_given_back", |root| {
+        let bench = Bench::new(settings(root));
+        let mut out = bench.open();
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        // Five times the size of the spool passes through.
+        for round in 0..20 {
+            for _ in 0..600 {
+                writeln!(out, "{}", "x".repeat(99)).unwrap();
+            }
+            let blocks = out.metadata().unwrap().blocks();
+            assert!(blocks * 512 >= 59_000);
+            capture.tick(at(round * 3000));
+            let blocks = out.metadata().unwrap().blocks();
+            assert!(blocks * 512 <= 4096, "{blocks}");
+        }
+        assert_eq!(bench.stored(), vec![(Kind::Lines, "x".repeat(99)); 12_000]);
+    });
+}
+
+#[test]
+fn full_spool_neither_blocks_nor_kills_the_writer() {
+    isolated("full_spool_neither_blocks_nor_kills_the_writer", |root| {
+        let bench = Bench::new(LogSettings { spool_bytes: 64 << 10, ..settings(root) });
+        let out = bench.open();
+        let mut child = writer(out.try_clone().unwrap(), 1, 10_000);
+        // Nobody captures; the writer goes on to its end.
+        assert!(child.wait().unwrap().success());
+        assert_eq!(out.metadata().unwrap().blocks() * 512, 64 << 10);
+
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        capture.tick(at(500));
+        assert!(writer(out, 20_001, 20_100).wait().unwrap().success());
+        capture.apply(bench.close(), at(1000));
+
+        let stored = bench.stored();
+        let text = |index: usize| stored[index].1.as_str();
+        assert_eq!(text(0), "lines that follow were written while nothing captured them");
+        let gap = stored.iter().position(|(kind, _)| *kind == Kind::Gap).unwrap();
+        assert_eq!(text(gap), "output was lost: the spool was full");
+        let kept = u32::try_from(gap).unwrap() - 1;
+        assert!(kept > 3000, "{kept}");
+        assert_eq!(stored[1..gap], numbered(1, kept)[..]);
+        // The line that was cut when space ran out, then the new ones.
+        let tail = &stored[stored.len() - 99..];
+        assert_eq!(tail, numbered(20_002, 20_100));
+    });
+}
+
+#[test]
+fn close_and_new_start_do_not_race() {
+    isolated("close_and_new_start_do_not_race", |root| {
+        let bench = Bench::new(settings(root));
+        let mut first = bench.open();
+        first.write_all(b"first").unwrap();
+        drop(first);
+        bench.sinks.close(&bench.id).unwrap();
+        let mut second = bench.open();
+        second.write_all(b"second\n").unwrap();
+        // Only now does the thread get its messages.
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        capture.tick(at(500));
+        second.write_all(b"third\n").unwrap();
+        capture.tick(at(1000));
+        let texts: Vec<_> = bench.stored().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(texts[1..], ["first", "second", "third"]);
+
+        // A spool that is still in use goes when it is free.
+        bench.sinks.close(&bench.id).unwrap();
+        bench.apply_all(&mut capture, at(1500));
+        assert!(bench.spool().exists());
+        assert!(capture.pause(at(1500)).is_some());
+        drop(second);
+        capture.tick(at(2000));
+        assert!(!bench.spool().exists());
+        assert!(bench.sinks.survey().is_empty());
+        // Unknown and repeated ids are fine.
+        bench.sinks.close(&bench.id).unwrap();
+        bench.sinks.close(&InstanceId::new("unknown")).unwrap();
+        bench.apply_all(&mut capture, at(2500));
+    });
+}
+
+#[test]
+fn automatic_restart_goes_on_in_the_same_store() {
+    isolated("automatic_restart_goes_on_in_the_same_store", |root| {
+        let bench = Bench::new(settings(root));
+        let mut capture = bench.capture();
+        for life in 0..3 {
+            let mut out = bench.open();
+            bench.apply_all(&mut capture, at(life * 10));
+            write!(out, "life {life}").unwrap();
+            drop(out);
+            capture.apply(CaptureCommand::Started { id: bench.id.clone(), pid: 7 }, at(life * 10));
+            let exit = Exit::Code(1);
+            let exited = CaptureCommand::Exited { id: bench.id.clone(), exit, was_asked: false };
+            capture.apply(exited, at(life * 10 + 5));
+        }
+        let expect = |life: i32| {
+            [
+                (Kind::Started, "started pid=7".to_owned()),
+                (Kind::Lines, format!("life {life}")),
+                (Kind::Exited, "exited with code 1".to_owned()),
+            ]
+        };
+        assert_eq!(bench.stored(), (0..3).flat_map(expect).collect::<Vec<_>>());
+        capture.tick(at(500));
+        // The files of earlier lives are gone, the newest one stays.
+        assert_eq!(spool::generations(&bench.spool()).len(), 1);
+    });
+}
+
+#[test]
+fn unfinished_long_and_truncated_output() {
+    isolated("unfinished_long_and_truncated_output", |root| {
+        let bench = Bench::new(settings(root));
+        let mut out = bench.open();
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        let mut step = |ms, text: &[u8]| {
+            out.write_all(text).unwrap();
+            let before = bench.stored().len();
+            capture.tick(at(ms));
+            bench.stored()[before..].iter().map(|(_, text)| text.clone()).collect::<Vec<_>>()
+        };
+        assert!(step(0, b"no end").is_empty());
+        assert!(step(900, b"").is_empty());
+        assert!(step(950, b" yet").is_empty());
+        assert!(step(1900, b"").is_empty());
+        assert_eq!(step(1960, b""), ["no end yet"]);
+        assert_eq!(step(2000, b"<3>a\0b\n\n"), ["a", "b"]);
+        let long = step(3000, &[b'x'; LINE_MAX + 5]);
+        assert_eq!(long, ["x".repeat(LINE_MAX)]);
+        assert_eq!(step(3500, b"y\n"), ["xxxxxy"]);
+        let name = spool::file_name(spool::generations(&bench.spool())[0]);
+        File::options().write(true).truncate(true).open(bench.spool().join(name)).unwrap();
+        assert_eq!(step(4000, b"new\n"), ["new", "output was lost: the output was truncated"]);
+    });
+}
+
+#[test]
+fn noisy_instance_is_limited() {
+    isolated("noisy_instance_is_limited", |root| {
+        let bench = Bench::new(LogSettings { rate_lines: 30, ..settings(root) });
+        let mut out = bench.open();
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        for n in 0..100 {
+            writeln!(out, "line {n}").unwrap();
+        }
+        capture.tick(at(0));
+        writeln!(out, "later").unwrap();
+        capture.tick(at(500)); // half a line's worth has come back: not enough
+        writeln!(out, "even later").unwrap();
+        capture.tick(at(2000));
+        let stored = bench.stored();
+        assert_eq!(stored.len(), 33);
+        assert_eq!(stored[29].1, "line 29");
+        assert_eq!(stored[30].1, "70 lines (490 bytes) were lost: the instance writes too fast");
+        assert_eq!(stored[31].1, "1 lines (5 bytes) were lost: the instance writes too fast");
+        assert_eq!(stored[32].1, "even later");
+    });
+}
+
+#[test]
+fn full_disk_costs_lines_and_nothing_else() {
+    isolated("full_disk_costs_lines_and_nothing_else", |root| {
+        let bench = Bench::new(settings(root));
+        std::fs::create_dir(store_root(&bench.settings)).unwrap();
+        tmpfs(&store_root(&bench.settings), Some(64 << 10), 0o700).unwrap();
+        let ballast = store_root(&bench.settings).join("ballast");
+        let mut out = bench.open();
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        crate::sys::fs::write_plain(&ballast, &[0; 36 << 10], 0o600).unwrap();
+        let mut step = |ms, lines: usize| {
+            for n in 0..lines {
+                writeln!(out, "{ms} {n} {}", "x".repeat(90)).unwrap();
+            }
+            capture.tick(at(ms));
+        };
+        step(1000, 100);
+        let kept = bench.stored().len();
+        assert_eq!(kept, 100);
+        step(2000, 200);
+        step(3000, 10); // nothing is tried again before a minute has passed
+        assert_eq!(bench.stored().len(), kept);
+        std::fs::remove_file(&ballast).unwrap();
+        step(62_001, 1);
+        let stored = bench.stored();
+        assert_eq!(stored.len(), kept + 2);
+        assert!(stored[kept].1.starts_with("62001 0"));
+        assert!(stored[kept + 1].1.starts_with("210 lines ("), "{:?}", stored[kept + 1]);
+    });
+}
+
+#[test]
+fn stores_are_bounded() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = LogSettings {
+        instance_store_bytes: 300 << 10,
+        store_bytes: 1000 << 10,
+        ..settings(root.path())
+    };
+    let mut capture = Capture::new(&settings, at(0));
+    let ids: Vec<InstanceId> = (0..6).map(|n| InstanceId::new(&format!("i{n}"))).collect();
+    let sizes = |capture: &Capture<'_>| -> Vec<u64> {
+        capture.entries.values().map(|entry| entry.segments.bytes() >> 10).collect()
+    };
+    for id in &ids {
+        capture.entry(id);
+        for n in 0..25 {
+            for _ in 0..16 {
+                capture.work.batch.line(6, &[b'x'; 1024]);
+            }
+            let entry = capture.entries.get_mut(id).unwrap();
+            capture.work.write(entry, Kind::Lines, 0, at(n));
+            capture.drain(id, 0, false, at(n));
+            let most = settings.instance_store_bytes.max(LEAST_SEGMENTS * SEGMENT_BYTES);
+            while entry_bytes(&capture, id) > most {
+                capture.entries.get_mut(id).unwrap().segments.drop_oldest();
+            }
+        }
+    }
+    assert!(sizes(&capture).iter().all(|size| (128..=300).contains(size)), "{:?}", sizes(&capture));
+    // Two removed ones give all they have, the older one first; then the largest give.
+    capture.close(&ids[3], 0, at(100));
+    capture.close(&ids[1], 0, at(200));
+    capture.make_room();
+    let left = sizes(&capture);
+    assert_eq!(left[3], 0);
+    assert!(left.iter().sum::<u64>() <= 1000);
+    capture.entries.get_mut(&ids[1]).unwrap().removed_ms = None;
+    capture.settings =
+        Box::leak(Box::new(LogSettings { store_bytes: 100 << 10, ..settings.clone() }));
+    capture.make_room();
+    let left = sizes(&capture);
+    // Nobody loses its last segment.
+    assert!(left.iter().filter(|size| **size > 0).count() == 4, "{left:?}");
+    assert!(left.iter().all(|size| *size <= 128), "{left:?}");
+}
+
+fn entry_bytes(capture: &Capture<'_>, id: &InstanceId) -> u64 {
+    capture.entries[id].segments.bytes()
+}
+
+#[test]
+fn removed_instances_are_kept_for_the_retention() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = LogSettings { retention: Duration::from_secs(10), ..settings(root.path()) };
+    let id = InstanceId::new("i1");
+    let open = |capture: &mut Capture<'_>, now| {
+        let (ident, version) = (plan("i1").instance.ident.clone(), Arc::from("1"));
+        capture.apply(CaptureCommand::Open { id: id.clone(), ident, version, spool: None }, now);
+    };
+    let mut capture = Capture::new(&settings, at(0));
+    assert_eq!(capture.pause(at(0)), None); // no instances, no wake-ups
+    open(&mut capture, at(0));
+    assert_eq!(capture.pause(at(0)), None);
+    capture.close(&id, 0, at(1000));
+    assert!(capture.pause(at(1000)).is_some());
+    // A restart of the daemon remembers when it was removed; a new start revives it.
+    let mut capture = Capture::new(&settings, at(2000));
+    assert_eq!(capture.entries[&id].removed_ms, Some(at(1000).wall_ms));
+    open(&mut capture, at(3000));
+    capture.sweep(at(100_000));
+    assert!(store_dir(&settings, &id).exists());
+    capture.close(&id, 0, at(100_000));
+    capture.sweep(at(110_000));
+    assert!(store_dir(&settings, &id).exists());
+    capture.sweep(at(110_001));
+    assert!(!store_dir(&settings, &id).exists());
+    assert_eq!(capture.pause(at(110_001)), None);
+}
+
+#[test]
+fn pauses_follow_the_traffic() {
+    isolated("pauses_follow_the_traffic", |root| {
+        let bench = Bench::new(LogSettings { spool_bytes: 1 << 20, ..settings(root) });
+        let mut out = bench.open();
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        let mut check = |ms, kilobytes: usize, expect| {
+            for _ in 0..kilobytes {
+                writeln!(out, "{}", "x".repeat(1023)).unwrap();
+            }
+            capture.tick(at(ms));
+            assert_eq!(capture.pause(at(ms)), Some(expect), "at {ms}");
+        };
+        check(0, 1, PAUSE);
+        check(59_999, 0, PAUSE);
+        check(60_000, 0, PAUSE_QUIET);
+        check(61_000, 900, PAUSE_BUSY); // one turn moves a quarter
+        check(61_100, 0, PAUSE_BUSY);
+    });
+}
+
+#[test]
+fn spool_size_and_owner() {
+    isolated("spool_size_and_owner", |root| {
+        let check = |configured, ram, expect: u64| {
+            let bench = Bench::new(LogSettings { spool_bytes: configured, ..settings(root) });
+            let quotas = Quotas { ram_bytes: ram, ..Quotas::default() };
+            let mut plan = plan("i1");
+            let mut image = ServiceImage::default();
+            image.service.quotas = quotas;
+            plan.image = Arc::new(image);
+            let out = File::from(bench.sinks.open(&plan).unwrap().stdout);
+            let known = out.metadata().unwrap();
+            assert_eq!((known.uid(), known.mode() & 0o7777), (plan.instance.uid, 0o600));
+            let stat = nix::sys::statvfs::statvfs(bench.spool().as_path()).unwrap();
+            assert_eq!(stat.blocks() * stat.fragment_size(), expect);
+            drop(out);
+            let mut capture = bench.capture();
+            bench.apply_all(&mut capture, at(0));
+            capture.apply(bench.close(), at(0));
+            assert!(!bench.spool().exists());
+        };
+        check(256 << 10, None, 256 << 10);
+        check(1, None, 64 << 10);
+        check(1 << 40, None, 4 << 20);
+        check(256 << 10, Some(1 << 20), 128 << 10);
+        check(256 << 10, Some(1000), 64 << 10);
+    });
+}
+
+#[test]
+fn journald_gets_the_stream_when_it_listens() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = LogSettings { backend: Backend::Journal, ..settings(root.path()) };
+    std::fs::create_dir(&settings.journal_dir).unwrap();
+    let bench = Bench::new(settings.clone());
+    let failure = bench.sinks.open(&plan("i1")).unwrap_err();
+    assert!(failure.transient && failure.message.starts_with("cannot connect to journald"));
+    let listener = UnixListener::bind(settings.journal_dir.join("stdout")).unwrap();
+    for backend in [Backend::Journal, Backend::Auto] {
+        let bench = Bench::new(LogSettings { backend, ..settings.clone() });
+        writeln!(bench.open(), "hello").unwrap();
+        let lines: Vec<String> =
+            BufReader::new(listener.accept().unwrap().0).lines().map(Result::unwrap).collect();
+        assert_eq!(lines, ["i1", "aos-service@i1.service", "6", "1", "0", "0", "0", "hello"]);
+        let opened = bench.inbox.recv().unwrap();
+        assert!(matches!(opened, CaptureCommand::Open { spool: None, .. }), "{opened:?}");
+        assert!(bench.sinks.survey().is_empty());
+    }
+}
+
+#[test]
+fn without_journald_auto_takes_the_store() {
+    isolated("without_journald_auto_takes_the_store", |root| {
+        let bench = Bench::new(LogSettings { backend: Backend::Auto, ..settings(root) });
+        writeln!(bench.open(), "hello").unwrap();
+        assert_eq!(bench.sinks.survey(), std::slice::from_ref(&bench.id));
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        capture.apply(bench.close(), at(0));
+        assert_eq!(bench.stored().last().unwrap().1, "hello");
+    });
+}
+
+#[test]
+fn thread_drains_and_ends_with_its_last_sender() {
+    isolated("thread_drains_and_ends_with_its_last_sender", |root| {
+        let bench = Bench::new(settings(root));
+        let mut out = bench.open();
+        let Bench { settings, sinks, inbox, id } = bench;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| run(&settings, &inbox, &crate::sys::time::SystemClock));
+            writeln!(out, "hello").unwrap();
+            drop(out);
+            sinks.close(&id).unwrap();
+            drop(sinks);
+            thread.join().unwrap();
+        });
+        assert!(!spool_dir(&settings, &id).exists());
+        assert_eq!(
+            Reader::open(&store_dir(&settings, &id)).peek().map(|h| h.kind),
+            Some(Kind::Lines)
+        );
+    });
+}
+
+#[test]
+fn boot_id_is_read() {
+    assert_ne!(boot(), [0; 16]);
+}
