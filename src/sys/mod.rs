@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 pub mod command;
+pub mod cpu_count;
 pub mod fs;
 pub mod malloc;
 pub mod mount;
