@@ -1,1 +1,251 @@
-//! Being written.
+//! The image store: services and layers on disk.
+//!
+//! Install, removal and tidying run on the fetch thread, one job at a time; `load` runs on exec
+//! threads and only reads. In: what the CM wants, rows of what is installed. Out: directories
+//! below `servicesDir` and `layersDir`, and what their rows say. Layout of a service (the manifest
+//! and the configurations as the provider made them, the root file system unpacked):
+//!
+//! ```text
+//! <servicesDir>/<number>/manifest.json
+//! <servicesDir>/<number>/blobs/<algorithm>/<hex>
+//! <servicesDir>/<number>/rootfs/
+//! <layersDir>/<algorithm>/<hex>/
+//! ```
+//!
+//! An image that the reference installed has its root file system below `blobs` and is loaded all
+//! the same. Not here: which packages are wanted or may go (core), rows (store), mounts (runtime).
+
+mod archive;
+mod config;
+mod digest;
+pub mod download;
+mod error;
+pub mod http;
+mod install;
+mod listing;
+mod manifest;
+mod names;
+mod space;
+mod staging;
+pub mod tar;
+mod unpack;
+mod url;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use sha2::{Digest as _, Sha256};
+
+use crate::document::NumberUnit;
+use crate::model::failure::Failure;
+use crate::model::id::{Digest, PackageKey};
+use crate::model::job::{InstallPlan, Installed, Package};
+use crate::model::service::{InstalledService, ServiceConfig, ServiceImage};
+use crate::model::status::chain;
+use crate::ports::Images;
+use crate::sys;
+
+pub use download::TimeLimits;
+pub use error::Error;
+
+use config::MAX_CONFIG_BYTES;
+use listing::regular;
+use manifest::{MAX_MANIFEST_BYTES, Manifest};
+use space::Eviction;
+use staging::Places;
+
+const MANIFEST: &str = "manifest.json";
+const BLOBS: &str = "blobs";
+/// The unpacked root file system of a service.
+const ROOTFS: &str = "rootfs";
+
+/// What the configuration file says about images.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageSettings {
+    pub services_dir: PathBuf,
+    pub layers_dir: PathBuf,
+    /// Only emptied: packages are unpacked while they come in.
+    pub download_dir: PathBuf,
+    /// Only emptied: used by the reference.
+    pub extract_dir: PathBuf,
+    /// Members of one archive, directories that it implies included (`install.maxEntries`).
+    pub max_entries: u32,
+    /// Components of a path in an archive (`install.maxDepth`).
+    pub max_depth: usize,
+    /// Percent of the file system that stays free (`diskReservePercent`), at least 16 MiB.
+    pub reserve_percent: u64,
+    pub times: TimeLimits,
+    /// What a bare number means as a duration in a service configuration.
+    pub number_unit: NumberUnit,
+}
+
+/// The store.
+#[derive(Debug)]
+pub struct ImageStore {
+    settings: ImageSettings,
+    places: Places,
+}
+
+impl ImageStore {
+    /// Touches nothing; directories are made by `tidy` and `install`.
+    pub fn new(settings: ImageSettings) -> Self {
+        let places =
+            Places { services: settings.services_dir.clone(), layers: settings.layers_dir.clone() };
+        Self { settings, places }
+    }
+
+    /// Reads all of an installed service and compares it with its digests. Slow.
+    pub fn verify(&self, service: &InstalledService) -> Result<(), Error> {
+        let image = self.try_load(service)?;
+        let listing = listing::scan(&image.rootfs, service.gid)?;
+        let matches = if service.tree_digest.is_empty() {
+            // Taken over: the reference put the digest into the manifest and into the path.
+            let found = listing.reference_digest();
+            image.rootfs.file_name() == found.strip_prefix("sha256:").map(std::ffi::OsStr::new)
+        } else {
+            listing.digest(service.gid) == service.tree_digest
+        };
+        if matches { Ok(()) } else { Err(Error::TreeMismatch) }
+    }
+
+    fn try_install(
+        &self,
+        plan: &InstallPlan,
+        evicted: &mut Vec<PackageKey>,
+    ) -> Result<Installed, Error> {
+        let eviction = Eviction { candidates: &plan.evictable, evicted, places: &self.places };
+        match &plan.package {
+            Package::Service(wanted) => {
+                let (row, image) = install::service(&self.settings, wanted, eviction)?;
+                Ok(Installed::Service(Box::new(row), Box::new(image)))
+            }
+            Package::Layer(wanted) => {
+                let row = install::layer(&self.settings, wanted, eviction)?;
+                Ok(Installed::Layer(Box::new(row)))
+            }
+        }
+    }
+
+    fn try_load(&self, service: &InstalledService) -> Result<ServiceImage, Error> {
+        let path = &service.path;
+        let directory = sys::fs::open_dir(path).map_err(Error::io("open", path))?;
+        let directory = directory.as_fd();
+        let manifest = read_beneath(directory, path, MANIFEST, MAX_MANIFEST_BYTES)?;
+        if Sha256::digest(&manifest).as_slice() != service.manifest_digest {
+            return Err(Error::ManifestMismatch);
+        }
+        let manifest = Manifest::parse(&manifest)?;
+        let blob = |digest: &Digest| {
+            let relative = blob_path(digest);
+            let content = read_beneath(directory, path, &relative, MAX_CONFIG_BYTES)?;
+            digest::check_blob(&content, digest).map(|()| content)
+        };
+        let unit = self.settings.number_unit;
+        Ok(ServiceImage {
+            rootfs: rootfs(directory, path, &manifest.rootfs)?,
+            image: config::image_config(&blob(&manifest.config)?)?,
+            service: match &manifest.service_config {
+                Some(digest) => config::service_config(&blob(digest)?, unit)?,
+                None => ServiceConfig::default(),
+            },
+            layers: manifest.layers,
+        })
+    }
+
+    fn try_remove(&self, path: &Path) -> Result<(), Error> {
+        if !self.places.owns(path) {
+            return Err(Error::NotOurs { path: path.to_owned() });
+        }
+        staging::discard(path)
+    }
+
+    /// Does all it can; what it cannot is logged, and costs space at most.
+    fn do_tidy(&self, known: &[PathBuf]) -> Vec<PathBuf> {
+        for error in staging::tidy(&self.places, known) {
+            log::warn!("cannot tidy the image directories err=\"{}\"", chain(&error));
+        }
+        for directory in [&self.settings.download_dir, &self.settings.extract_dir] {
+            if directory.as_os_str().is_empty() {
+                continue;
+            }
+            if let Err(error) = sys::fs::clear_dir(directory) {
+                log::warn!("cannot empty path={} err=\"{error}\"", directory.display());
+            }
+        }
+        known.iter().filter(|path| is_no_directory(path)).cloned().collect()
+    }
+}
+
+/// Whether it is certain that no package is there.
+fn is_no_directory(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => !metadata.is_dir(),
+        Err(error) => {
+            matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+        }
+    }
+}
+
+fn blob_path(digest: &Digest) -> String {
+    format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
+}
+
+fn read_beneath(
+    directory: BorrowedFd<'_>,
+    path: &Path,
+    relative: &str,
+    limit: u64,
+) -> Result<Vec<u8>, Error> {
+    let shown = path.join(relative);
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let file = sys::fs::open_beneath(directory, Path::new(relative), flags, Mode::empty());
+    let file = file.map(fs::File::from).and_then(regular).map_err(Error::io("open", &shown))?;
+    let mut content = Vec::new();
+    let read = file.take(limit + 1).read_to_end(&mut content);
+    read.map_err(Error::io("read", &shown))?;
+    if content.len() as u64 > limit {
+        return Err(Error::TooLarge { what: shown.display().to_string(), limit });
+    }
+    Ok(content)
+}
+
+/// Ours, or where the reference keeps it: below the digest that its manifest names.
+fn rootfs(directory: BorrowedFd<'_>, path: &Path, digest: &Digest) -> Result<PathBuf, Error> {
+    for relative in [ROOTFS.to_owned(), blob_path(digest)] {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_PATH;
+        let opened = sys::fs::open_beneath(directory, Path::new(&relative), flags, Mode::empty());
+        if opened.is_ok() {
+            return Ok(path.join(relative));
+        }
+    }
+    Err(Error::Missing { what: "root file system" })
+}
+
+impl Images for ImageStore {
+    fn install(
+        &self,
+        plan: &InstallPlan,
+        evicted: &mut Vec<PackageKey>,
+    ) -> Result<Installed, Failure> {
+        Ok(self.try_install(plan, evicted)?)
+    }
+
+    fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure> {
+        Ok(self.try_load(service)?)
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), Failure> {
+        Ok(self.try_remove(path)?)
+    }
+
+    fn tidy(&self, known: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+        Ok(self.do_tidy(known))
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -26,6 +27,23 @@ pub fn get(path: &Path, name: &CStr) -> io::Result<Option<Vec<u8>>> {
             libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer, value.len())
         })
     });
+    found(value, length)
+}
+
+/// As `get`, of an open file or directory.
+pub fn get_open(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0_u8; VALUE_MAX];
+    let length = retry(|| {
+        // SAFETY: the name is terminated, and the buffer has the length that is told.
+        Errno::result(unsafe {
+            let buffer = value.as_mut_ptr().cast();
+            libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), buffer, value.len())
+        })
+    });
+    found(value, length)
+}
+
+fn found(mut value: Vec<u8>, length: io::Result<isize>) -> io::Result<Option<Vec<u8>>> {
     match length {
         Ok(length) => {
             value.truncate(usize::try_from(length).unwrap_or(0));
@@ -51,8 +69,22 @@ pub fn set(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// As `set`, of an open file or directory.
+pub fn set_open(fd: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+    retry(|| {
+        // SAFETY: the name is terminated, and the value has the length that is told.
+        Errno::result(unsafe {
+            let buffer = value.as_ptr().cast();
+            libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), buffer, value.len(), 0)
+        })
+    })?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -65,6 +97,11 @@ mod tests {
         }
         set(dir.path(), OPAQUE, b"y").unwrap();
         assert_eq!(get(dir.path(), OPAQUE).unwrap().as_deref(), Some(&b"y"[..]));
+        let open = std::fs::File::open(dir.path()).unwrap();
+        assert_eq!(get_open(open.as_fd(), OPAQUE).unwrap().as_deref(), Some(&b"y"[..]));
+        set_open(open.as_fd(), OPAQUE, b"z").unwrap();
+        assert_eq!(get(dir.path(), OPAQUE).unwrap().as_deref(), Some(&b"z"[..]));
+        assert_eq!(get_open(open.as_fd(), c"trusted.other").unwrap(), None);
         let longest = vec![b'v'; VALUE_MAX];
         set(dir.path(), OPAQUE, &longest).unwrap();
         assert_eq!(get(dir.path(), OPAQUE).unwrap(), Some(longest));

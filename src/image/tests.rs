@@ -1,0 +1,133 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sha3::{Digest as _, Sha3_256, Sha3_512};
+
+use super::*;
+use crate::model::desired::{DesiredLayer, DesiredService, PackageSource};
+use crate::model::id::{NetworkId, ServiceId, ServiceKey};
+use crate::model::service::InstalledLayer;
+use crate::sys::mount::{isolate, tmpfs};
+
+mod fixture;
+mod given;
+mod made;
+mod room;
+
+/// A store in a directory of its own.
+struct Store {
+    dir: PathBuf,
+    store: ImageStore,
+}
+
+const GID: u32 = 5001;
+
+impl Store {
+    fn new(dir: &Path) -> Self {
+        Self::with(dir, |_| {})
+    }
+
+    fn with(dir: &Path, change: impl FnOnce(&mut ImageSettings)) -> Self {
+        let mut settings = ImageSettings {
+            services_dir: dir.join("services"),
+            layers_dir: dir.join("layers"),
+            download_dir: dir.join("download"),
+            extract_dir: dir.join("extract"),
+            max_entries: 200_000,
+            max_depth: 128,
+            reserve_percent: 2,
+            times: TimeLimits::default(),
+            number_unit: NumberUnit::Seconds,
+        };
+        change(&mut settings);
+        Self { dir: dir.to_owned(), store: ImageStore::new(settings) }
+    }
+
+    fn install(&self, package: Package) -> Result<Installed, String> {
+        let plan = InstallPlan { package, evictable: Vec::new() };
+        self.store.install(&plan, &mut Vec::new()).map_err(|failure| failure.message)
+    }
+
+    fn service(&self, source: PackageSource) -> Result<(InstalledService, ServiceImage), String> {
+        match self.install(service_package(source))? {
+            Installed::Service(row, image) => Ok((*row, *image)),
+            Installed::Layer(_) => Err("a layer".to_owned()),
+        }
+    }
+
+    fn layer(&self, digest: &str, source: PackageSource) -> Result<InstalledLayer, String> {
+        let digest = Digest::parse(digest).map_err(|error| error.to_string())?;
+        let (layer_id, version) = ("layer0".to_owned(), "1.0.0".to_owned());
+        match self.install(Package::Layer(DesiredLayer { digest, layer_id, version, source }))? {
+            Installed::Layer(row) => Ok(*row),
+            Installed::Service(..) => Err("a service".to_owned()),
+        }
+    }
+
+    /// Names of everything that services and layers left, without the empty places.
+    fn content(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for place in ["services", "layers", "layers/sha256", "download"] {
+            for name in names(&self.dir.join(place)) {
+                if name != "sha256" {
+                    found.push(format!("{place}/{name}"));
+                }
+            }
+        }
+        found
+    }
+}
+
+fn service_package(source: PackageSource) -> Package {
+    Package::Service(DesiredService {
+        key: ServiceKey { id: ServiceId::new("svc"), version: "1.0.0".into() },
+        provider_id: NetworkId::new("prov"),
+        gid: GID,
+        source,
+    })
+}
+
+/// What the message says about a package file.
+fn announce(url: String, content: &[u8]) -> PackageSource {
+    PackageSource {
+        url,
+        sha3_256: Sha3_256::digest(content).to_vec(),
+        sha3_512: Sha3_512::digest(content).to_vec(),
+        size_bytes: content.len() as u64,
+    }
+}
+
+fn file_source(path: &Path, content: &[u8]) -> PackageSource {
+    sys::fs::write_plain(path, content, 0o600).unwrap();
+    announce(format!("file://{}", path.display()), content)
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Runs a test in a thread like the one that fetches, with private mounts and a fresh `/tmp` of
+/// this size. `None` = that is not possible here.
+fn in_private_tmp<T: Send + 'static>(
+    name: &'static str,
+    size_bytes: u64,
+    test: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let thread = sys::thread::spawn(name, move || {
+        let mounted = isolate().and_then(|()| tmpfs(Path::new("/tmp"), Some(size_bytes), 0o1777));
+        match mounted {
+            Ok(()) => Some(test()),
+            Err(error) => {
+                println!("SKIP {name}: no private mounts: {error}");
+                None
+            }
+        }
+    });
+    thread.unwrap().join().unwrap()
+}
