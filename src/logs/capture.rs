@@ -18,7 +18,9 @@ use crate::logs::ident::StoredIdent;
 use crate::logs::record::{Batch, Cut, FAILURE, Kind, Position, Stamp, gap_priority};
 use crate::logs::segment::{SEGMENT_BYTES, Segments};
 use crate::logs::spool::{self, Spool};
-use crate::logs::{Error, LogSettings, ids_below, spool_dir, spool_root, store_dir, store_root};
+use crate::logs::{
+    Error, LogSettings, OWN_STORE, ids_below, spool_dir, spool_root, store_dir, store_root,
+};
 use crate::model::event::Exit;
 use crate::model::id::{InstanceId, InstanceIdent};
 use crate::model::status::chain;
@@ -71,6 +73,11 @@ pub enum CaptureCommand {
     Close {
         id: InstanceId,
         until: u64,
+    },
+    /// A line of the daemon's own log, for the system log without a journal.
+    Own {
+        priority: u8,
+        text: Box<str>,
     },
     Stop,
 }
@@ -215,9 +222,19 @@ impl<'a> Capture<'a> {
                 self.mark(&id, Kind::Exited, flags, &exit.to_string(), now);
             }
             CaptureCommand::Close { id, until } => self.close(&id, until, now),
+            CaptureCommand::Own { priority, text } => self.own(priority, &text, now),
             // The loop of the thread ends before this.
             CaptureCommand::Stop => {}
         }
+    }
+
+    fn own(&mut self, priority: u8, text: &str, now: Now) {
+        let id = InstanceId::new(OWN_STORE);
+        self.entry(&id);
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        self.work.batch.line(priority, text.as_bytes());
+        self.work.write(entry, Kind::Lines, 0, now);
+        entry.keep_bound(self.settings);
     }
 
     fn open(&mut self, id: &InstanceId, stored: &StoredIdent, generation: Option<u64>) {
@@ -348,8 +365,7 @@ impl<'a> Capture<'a> {
             log::error!("log of an instance is not captured instance={id} err={err}");
         }
         entry.is_failing = failed.is_some();
-        let most = self.settings.instance_store_bytes.max(LEAST_SEGMENTS * SEGMENT_BYTES);
-        while entry.segments.bytes() > most && entry.segments.drop_oldest() {}
+        entry.keep_bound(self.settings);
         result.unwrap_or(0)
     }
 
@@ -417,6 +433,11 @@ impl Entry {
         let found = Spool::find(&path, self.position, settings.spool_bytes);
         self.spool = Some(found.map_err(|source| Error::Drain { path, source })?);
         Ok(())
+    }
+
+    fn keep_bound(&mut self, settings: &LogSettings) {
+        let most = settings.instance_store_bytes.max(LEAST_SEGMENTS * SEGMENT_BYTES);
+        while self.segments.bytes() > most && self.segments.drop_oldest() {}
     }
 
     /// Gives the spool back if nobody uses it any more.

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::{InstanceIdent, ServiceId, SubjectId};
-use crate::sys::fs::{make_dirs, write_atomic};
+use crate::sys::fs::{make_dirs, write_volatile};
 
 const FILE: &str = "ident";
 
@@ -50,7 +50,8 @@ impl StoredIdent {
         }
         make_dirs(dir, 0o700)?;
         let text = serde_json::to_vec(self)?;
-        write_atomic(&dir.join(FILE), &text, 0o600)
+        // Not flushed: a file that a power cut damages is written anew at the next start.
+        write_volatile(&dir.join(FILE), &text, 0o600)
     }
 
     pub(crate) fn ident(&self) -> InstanceIdent {

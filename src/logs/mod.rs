@@ -4,12 +4,14 @@
 //! (`sink`, on the exec threads). The thread `log-in` (`capture`) moves spools into segments on
 //! disk (`segment`, `record`); the thread `log-out` (`serve`) answers log requests from there, from
 //! system log files or from the journal. The two share nothing but the files: a reader needs no
-//! help of the writer. Not here yet: alerts from log lines, the kernel log, the daemon's own lines.
+//! help of the writer. Not here yet: alerts from log lines and from
+//! the kernel.
 
 mod archive;
 pub mod capture;
 mod ident;
 mod journal;
+mod kmsg;
 mod reader;
 mod record;
 mod segment;
@@ -96,6 +98,9 @@ pub enum Error {
     NoCapture,
 }
 
+/// Name of the store of the daemon's own lines, and of their unit.
+const OWN_STORE: &str = "aos-servicemanager";
+
 /// Name of the unit that log lines of an instance belong to.
 fn unit(id: &InstanceId) -> String {
     format!("aos-service@{id}.service")
@@ -139,6 +144,23 @@ mod tests {
     use crate::model::id::{InstanceIdent, NetworkId, ServiceId, ServiceKey, SubjectId};
     use crate::model::job::{LimiterState, Record, StartKind, StartPlan};
     use crate::model::service::{InstalledService, ServiceImage};
+    use crate::sys::mount::isolate;
+
+    /// Runs the body where it may mount; what it mounts goes with the thread.
+    pub(crate) fn isolated(name: &str, body: impl FnOnce(&Path) + Send) {
+        // Removed when the mounts in it are gone with the thread.
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || match isolate() {
+                Ok(()) => body(path),
+                Err(err) => println!("SKIP {name}: no mount namespace: {err}"),
+            });
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
 
     /// Start of an instance of the service `service-<id>`.
     pub(crate) fn plan(id: &str) -> StartPlan {

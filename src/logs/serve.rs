@@ -20,7 +20,7 @@ use crate::model::desired::InstanceFilter;
 use crate::model::event::Session;
 use crate::model::id::InstanceId;
 use crate::model::status::{ErrorInfo, LogPart, LogStatus};
-use crate::ports::{Clock, Processes};
+use crate::ports::{Clock, Now, Processes};
 
 /// Requests that may wait; further ones are refused by whoever would send them.
 pub const INBOX: usize = 8;
@@ -62,7 +62,7 @@ pub fn run(
                 continue;
             }
         }
-        let desk = Desk { settings, processes, now_ms: clock.now().wall_ms };
+        let desk = Desk { settings, processes, now: clock.now() };
         send(&request.log_id, desk.answer(&request), |part| output.part(session, part));
         repeated = inbox.len();
         answered = Some(key);
@@ -123,7 +123,7 @@ fn send_parts(
 struct Desk<'a> {
     settings: &'a LogSettings,
     processes: &'a dyn Processes,
-    now_ms: i64,
+    now: Now,
 }
 
 impl Desk<'_> {
@@ -153,7 +153,7 @@ impl Desk<'_> {
             Some(journal) => journal.read(range, &[], |entry| {
                 text.line(entry.real_us, Some(&entry.unit), &entry.message)
             })?,
-            None => system::read(self.settings, self.now_ms, |line| {
+            None => system::read(self.settings, self.now, |line| {
                 text.line(line.real_us, Some(&line.unit), &line.message)
             })?,
         }

@@ -1,14 +1,21 @@
-//! The system log without a journal: text files of a syslog daemon.
+//! The system log without a journal: the daemon's own lines, and the text files of a syslog daemon
+//! or, where there are none, the ring buffer of the kernel, merged by time.
 //!
 //! Thread `log-out`. The rotated predecessor `<file>.1` of each file is read first. Times without an
 //! offset are taken as UTC, times without a year as the newest possible ones.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 
 use crate::calendar::{self, Civil};
-use crate::logs::{Error, LogSettings};
+use crate::logs::kmsg::KernelRing;
+use crate::logs::reader::Reader;
+use crate::logs::{Error, LogSettings, OWN_STORE, record, store_dir};
+use crate::model::id::InstanceId;
+use crate::ports::Now;
 
 /// Files of which the first existing one is read when none are configured.
 pub(crate) const DEFAULT_FILES: [&str; 2] = ["/var/log/messages", "/var/log/syslog"];
@@ -28,32 +35,133 @@ pub(crate) struct SystemLine {
     pub(crate) message: Vec<u8>,
 }
 
-/// Calls `each` with all lines, file after file.
+type Lines = Box<dyn Iterator<Item = Result<SystemLine, Error>>>;
+
+/// Calls `each` with all lines in the order of their times.
 pub(crate) fn read(
     settings: &LogSettings,
-    now_ms: i64,
+    now: Now,
     mut each: impl FnMut(&SystemLine) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let files = files(settings);
-    if files.is_empty() {
+    let mut sources = sources(settings, now);
+    if sources.is_empty() {
         return Err(Error::NoSystemLog);
     }
-    for path in files {
-        let failed = |source| Error::Read { path: path.clone(), source };
-        let mut reader = BufReader::new(File::open(&path).map_err(failed)?);
-        let mut before = SystemLine::default();
-        let mut text = Vec::new();
-        while read_line(&mut reader, &mut text).map_err(failed)? {
-            let line = parse(&text, now_ms).unwrap_or_else(|| SystemLine {
-                message: text.clone(),
-                real_us: before.real_us,
-                unit: before.unit.clone(),
-            });
-            each(&line)?;
-            before = line;
+    while let Some(source) = oldest(&mut sources) {
+        if let Some(line) = source.next() {
+            each(&line?)?;
         }
     }
     Ok(())
+}
+
+fn sources(settings: &LogSettings, now: Now) -> Vec<Peekable<Lines>> {
+    let mut sources: Vec<Lines> = Vec::new();
+    let mut own = OwnLines::open(settings);
+    if own.reader.peek().is_some() {
+        sources.push(Box::new(own.map(Ok)));
+    }
+    let files = files(settings);
+    if !files.is_empty() {
+        sources.push(Box::new(FileLines::new(files, now.wall_ms)));
+    } else if let Ok(ring) = KernelRing::open(now) {
+        sources.push(Box::new(ring.map(Ok)));
+    }
+    sources.into_iter().map(Iterator::peekable).collect()
+}
+
+/// The source whose next line is the oldest; one that failed comes first. `None` = all have ended.
+fn oldest(sources: &mut [Peekable<Lines>]) -> Option<&mut Peekable<Lines>> {
+    let time = |source: &mut Peekable<Lines>| {
+        let next = source.peek()?;
+        Some(next.as_ref().map_or(i64::MIN, |line| line.real_us))
+    };
+    let (_, index) = sources
+        .iter_mut()
+        .enumerate()
+        .filter_map(|(index, source)| Some((time(source)?, index)))
+        .min()?;
+    sources.get_mut(index)
+}
+
+/// What the daemon itself has logged.
+struct OwnLines {
+    reader: Reader,
+    buffer: Vec<u8>,
+    waiting: VecDeque<SystemLine>,
+}
+
+impl OwnLines {
+    fn open(settings: &LogSettings) -> Self {
+        let reader = Reader::open(&store_dir(settings, &InstanceId::new(OWN_STORE)));
+        Self { reader, buffer: Vec::new(), waiting: VecDeque::new() }
+    }
+}
+
+impl Iterator for OwnLines {
+    type Item = SystemLine;
+
+    fn next(&mut self) -> Option<SystemLine> {
+        while self.waiting.is_empty() {
+            let header = self.reader.next(&mut self.buffer)?;
+            self.waiting.extend(record::lines(&self.buffer).map(|line| SystemLine {
+                real_us: header.stamp.real_us,
+                unit: OWN_STORE.to_owned(),
+                message: line.text.to_vec(),
+            }));
+        }
+        self.waiting.pop_front()
+    }
+}
+
+/// The lines of text files, one file after another.
+struct FileLines {
+    waiting: VecDeque<PathBuf>,
+    current: Option<(PathBuf, BufReader<File>)>,
+    now_ms: i64,
+    before: SystemLine,
+    text: Vec<u8>,
+}
+
+impl FileLines {
+    fn new(files: Vec<PathBuf>, now_ms: i64) -> Self {
+        let before = SystemLine::default();
+        Self { waiting: files.into(), current: None, now_ms, before, text: Vec::new() }
+    }
+
+    /// The next line; one without a time belongs to the one before it.
+    fn line(&mut self) -> Result<Option<SystemLine>, Error> {
+        loop {
+            let (path, mut reader) = match self.current.take() {
+                Some(current) => current,
+                None => {
+                    let Some(path) = self.waiting.pop_front() else { return Ok(None) };
+                    let file = File::open(&path)
+                        .map_err(|source| Error::Read { path: path.clone(), source })?;
+                    (path, BufReader::new(file))
+                }
+            };
+            let read = read_line(&mut reader, &mut self.text);
+            if !read.map_err(|source| Error::Read { path: path.clone(), source })? {
+                continue;
+            }
+            self.current = Some((path, reader));
+            let line = parse(&self.text, self.now_ms).unwrap_or_else(|| SystemLine {
+                message: self.text.clone(),
+                ..self.before.clone()
+            });
+            self.before = SystemLine { message: Vec::new(), ..line.clone() };
+            return Ok(Some(line));
+        }
+    }
+}
+
+impl Iterator for FileLines {
+    type Item = Result<SystemLine, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.line().transpose()
+    }
 }
 
 /// The files that can be opened, older ones first.
@@ -156,18 +264,16 @@ mod tests {
     #[test]
     fn files_and_continued_lines() {
         let dir = tempfile::tempdir().unwrap();
-        let now_ms = calendar::parse(NOW).unwrap();
+        let now = Now { wall_ms: calendar::parse(NOW).unwrap(), ..Now::default() };
         let file = dir.path().join("messages");
         let settings =
             |files| LogSettings { system_log_files: Some(files), ..settings(dir.path()) };
-        let missing = read(&settings(vec![file.clone()]), now_ms, |_| Ok(()));
-        assert!(matches!(missing, Err(Error::NoSystemLog)));
         let old = dir.path().join("messages.1");
         write_plain(&old, b"Dec 30 10:00:00 host a: old\n  continued\n", 0o600).unwrap();
         let long = format!("Dec 31 10:00:00 host a: new\n{}\nend", "x".repeat(20_000));
         write_plain(&file, long.as_bytes(), 0o600).unwrap();
         let mut found = Vec::new();
-        read(&settings(vec![file]), now_ms, |line| {
+        read(&settings(vec![file]), now, |line| {
             found.push((line.real_us, line.message.len()));
             Ok(())
         })

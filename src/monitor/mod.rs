@@ -120,7 +120,7 @@ pub fn run(
     if let Err(err) = nix::sys::prctl::set_timerslack(slack) {
         log::debug!("cannot set the timer slack err={err}");
     }
-    let period = settings.poll_period.clamp(*POLL_PERIODS.start(), *POLL_PERIODS.end());
+    let period = period(settings);
     let mut now = clock.now();
     let mut monitor = Monitor::new(settings, Host::open(Path::new("/proc")), Disks::open(), now);
     let mut next = now.mono + period;
@@ -143,7 +143,7 @@ pub fn run(
 
 /// The next tick after `now` on the grid of `tick`: what was missed is not caught up.
 fn following(tick: Duration, period: Duration, now: Duration) -> Duration {
-    let late = now.saturating_sub(tick).as_nanos() / period.as_nanos().max(1);
+    let late = now.saturating_sub(tick).as_nanos() / period.as_nanos();
     tick + period.saturating_mul(u32::try_from(late + 1).unwrap_or(u32::MAX))
 }
 
@@ -408,9 +408,13 @@ fn online_cpus() -> u64 {
     u64::try_from(process::online_cpus()).unwrap_or(1)
 }
 
+fn period(settings: &MonitorSettings) -> Duration {
+    settings.poll_period.clamp(*POLL_PERIODS.start(), *POLL_PERIODS.end())
+}
+
 fn window_samples(settings: &MonitorSettings) -> u32 {
     let window = settings.average_window.min(LONGEST_WINDOW).as_nanos();
-    u32::try_from(window / settings.poll_period.as_nanos().max(1)).unwrap_or(u32::MAX).max(1)
+    u32::try_from(window / period(settings).as_nanos()).unwrap_or(u32::MAX).max(1)
 }
 
 fn totals<'a>(info: &NodeInfo, partitions: &'a [PartitionTotal<'a>]) -> Totals<'a> {

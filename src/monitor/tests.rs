@@ -318,6 +318,8 @@ fn window_is_at_least_one_sample() {
     check(10, 5, 1);
     check(7, 20, 2);
     check(1, u64::MAX, 86400);
+    check(0, 60, 60); // a poll period below the shortest one
+    check(u64::MAX, 86400, 24);
 }
 
 /// Hands the messages of the thread to the test.

@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::{Child, Command};
 
 use crossbeam::channel::bounded;
@@ -15,10 +14,11 @@ use crate::logs::Backend;
 use crate::logs::reader::Reader;
 use crate::logs::record::{LINE_MAX, lines};
 use crate::logs::sink::Sinks;
-use crate::logs::tests::{plan, settings};
+use crate::logs::tests::{isolated, plan, settings};
 use crate::model::service::{Quotas, ServiceImage};
 use crate::ports::LogSinks;
-use crate::sys::mount::{isolate, tmpfs};
+use crate::sys::mount::tmpfs;
+use crate::sys::time::SystemClock;
 
 /// A daemon's log side without threads: messages are applied when the test says so.
 struct Bench {
@@ -74,22 +74,6 @@ impl Bench {
 fn at(ms: u64) -> Now {
     let mono = Duration::from_secs(1000) + Duration::from_millis(ms);
     Now { mono, boot: mono, wall_ms: 1_700_000_000_000 + i64::try_from(ms).unwrap() }
-}
-
-/// Runs the body where it may mount; what it mounts goes with the thread.
-fn isolated(name: &str, body: impl FnOnce(&Path) + Send) {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            if let Err(err) = isolate() {
-                return println!("SKIP {name}: no mount namespace: {err}");
-            }
-            let root = tempfile::tempdir().unwrap();
-            body(root.path());
-        });
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
 }
 
 /// A container's process: writes numbered lines of about 20 bytes, whatever becomes of them.
@@ -350,11 +334,7 @@ fn stores_are_bounded() {
             }
             let entry = capture.entries.get_mut(id).unwrap();
             capture.work.write(entry, Kind::Lines, 0, at(n));
-            capture.drain(id, 0, false, at(n));
-            let most = settings.instance_store_bytes.max(LEAST_SEGMENTS * SEGMENT_BYTES);
-            while entry_bytes(&capture, id) > most {
-                capture.entries.get_mut(id).unwrap().segments.drop_oldest();
-            }
+            capture.entries.get_mut(id).unwrap().keep_bound(&settings);
         }
     }
     assert!(sizes(&capture).iter().all(|size| (128..=300).contains(size)), "{:?}", sizes(&capture));
@@ -373,10 +353,6 @@ fn stores_are_bounded() {
     // Nobody loses its last segment.
     assert!(left.iter().filter(|size| **size > 0).count() == 4, "{left:?}");
     assert!(left.iter().all(|size| *size <= 128), "{left:?}");
-}
-
-fn entry_bytes(capture: &Capture<'_>, id: &InstanceId) -> u64 {
-    capture.entries[id].segments.bytes()
 }
 
 #[test]
@@ -498,21 +474,34 @@ fn thread_drains_and_ends_with_its_last_sender() {
     isolated("thread_drains_and_ends_with_its_last_sender", |root| {
         let bench = Bench::new(settings(root));
         let mut out = bench.open();
-        let Bench { settings, sinks, inbox, id } = bench;
+        let (sender, inbox) = bounded(INBOX);
+        bench.inbox.try_iter().for_each(|command| sender.send(command).unwrap());
+        let sinks = Sinks::new(bench.settings.clone(), sender);
         std::thread::scope(|scope| {
-            let thread = scope.spawn(|| run(&settings, &inbox, &crate::sys::time::SystemClock));
+            let settings = &bench.settings;
+            let thread = scope.spawn(move || run(settings, &inbox, &SystemClock));
             writeln!(out, "hello").unwrap();
             drop(out);
-            sinks.close(&id).unwrap();
+            sinks.close(&bench.id).unwrap();
             drop(sinks);
             thread.join().unwrap();
         });
-        assert!(!spool_dir(&settings, &id).exists());
-        assert_eq!(
-            Reader::open(&store_dir(&settings, &id)).peek().map(|h| h.kind),
-            Some(Kind::Lines)
-        );
+        assert!(!bench.spool().exists());
+        assert_eq!(bench.stored().last(), Some(&(Kind::Lines, "hello".to_owned())));
     });
+}
+
+#[test]
+fn own_lines_are_stored_and_bounded() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = LogSettings { instance_store_bytes: 0, ..settings(root.path()) };
+    let mut capture = Capture::new(&settings, at(0));
+    for n in 0..300 {
+        let text = format!("{n} {}", "x".repeat(4000)).into_boxed_str();
+        capture.apply(CaptureCommand::Own { priority: 6, text }, at(n));
+    }
+    let bytes = capture.entries[&InstanceId::new(OWN_STORE)].segments.bytes();
+    assert!((SEGMENT_BYTES..=LEAST_SEGMENTS * SEGMENT_BYTES).contains(&bytes), "{bytes}");
 }
 
 #[test]

@@ -2,20 +2,25 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Mutex;
 
 use crossbeam::channel::bounded;
 
 use super::*;
 use crate::calendar;
-use crate::logs::archive::tests::text;
+use crate::logs::archive::tests::text as decompressed;
 use crate::logs::record::{Batch, Position};
 use crate::logs::segment::Segments;
-use crate::logs::tests::{plan, settings};
+use crate::logs::sink::Sinks;
+use crate::logs::tests::{isolated, plan, settings};
 use crate::model::event::Exit;
 use crate::model::failure::Failure;
-use crate::ports::{Command, CommandEnd, Watch};
+use crate::ports::{Command, CommandEnd, LogSinks, Watch};
 use crate::sys::fs::write_plain;
+use crate::sys::mount::tmpfs;
+use crate::sys::testing::wait_until;
 use crate::sys::time::SystemClock;
 
 const START_MS: i64 = 1_700_000_000_000; // 2023-11-14 22:13:20
@@ -44,6 +49,10 @@ impl Processes for FakeProcesses {
     fn watch(&self, _: Watch) -> Result<(), Failure> {
         Err(Failure::text("not here"))
     }
+}
+
+fn now() -> Now {
+    Now { wall_ms: START_MS, ..Now::default() }
 }
 
 fn no_processes() -> FakeProcesses {
@@ -98,7 +107,7 @@ fn answers(
     processes: &FakeProcesses,
     request: &LogRequest,
 ) -> Vec<LogPart> {
-    let desk = Desk { settings, processes, now_ms: START_MS };
+    let desk = Desk { settings, processes, now: now() };
     let mut found = Vec::new();
     send(&request.log_id, desk.answer(request), |part| {
         assert_eq!(part.log_id, request.log_id);
@@ -118,7 +127,7 @@ fn whole(parts: &[LogPart]) -> String {
         .map(|(part, number)| {
             assert_eq!((part.part_count, part.part), (count, number));
             assert_eq!((part.status, &part.error), (LogStatus::Ok, &None));
-            text(&part.data)
+            decompressed(&part.data)
         })
         .collect()
 }
@@ -268,7 +277,7 @@ fn recorded_answer_is_reproduced() {
     made.line(second + 476_670, None, b"fatal: cannot go on").unwrap();
     let Ok(Answer::Parts(mut parts)) = made.finish(None) else { panic!("no parts") };
     let data = parts.next().unwrap().unwrap();
-    assert_eq!(text(&data), expect);
+    assert_eq!(decompressed(&data), expect);
     assert_eq!(data[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 2, 0xff]);
 }
 
@@ -321,16 +330,13 @@ fn crash_windows() {
 }
 
 #[test]
-fn system_log_files_or_an_error() {
+fn system_log() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("messages");
     let settings =
         LogSettings { system_log_files: Some(vec![file.clone()]), ..settings(root.path()) };
     let log =
         |from, till| answers(&settings, &no_processes(), &request(LogKind::System, from, till));
-    let parts = log(None, None);
-    let expect = "there is no system log: no journal, and no log file is readable";
-    assert_eq!(only(&parts), (LogStatus::Error, 0, 0, expect));
     write_plain(
         &file,
         b"Nov 14 22:13:19 host kernel: early\nNov 14 22:13:21 host cron[1]: late\n",
@@ -343,6 +349,21 @@ fn system_log_files_or_an_error() {
     );
     assert_eq!(whole(&log(Some(0), None)), "2023-11-14 22:13:21 +0000 UTC cron late \n");
     assert_eq!(only(&log(Some(5000), None)), (LogStatus::Empty, 1, 1, ""));
+    // Our own lines stand between them.
+    Store { settings: &settings }.line("aos-servicemanager", 0, "own");
+    assert_eq!(
+        whole(&log(None, None)),
+        "2023-11-14 22:13:19 +0000 UTC kernel early \n\
+         2023-11-14 22:13:20 +0000 UTC aos-servicemanager own \n\
+         2023-11-14 22:13:21 +0000 UTC cron late \n"
+    );
+    // A file that exists and cannot be read is not passed over in silence.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let parts = log(None, None);
+    let (status, count, _, message) = only(&parts);
+    assert_eq!((status, count), (LogStatus::Error, 0));
+    assert!(message.starts_with("cannot read "), "{message}");
 }
 
 #[test]
@@ -379,6 +400,93 @@ fn journal() {
     assert_eq!(only(&parts), (LogStatus::Error, 0, 0, expect));
     let parts = answers(&settings, &no_processes(), &request(LogKind::System, None, None));
     assert_eq!(only(&parts), (LogStatus::Error, 0, 0, "journalctl failed: exited with code 127"));
+}
+
+/// Runs commands as the process manager does.
+struct RealProcesses;
+
+impl Processes for RealProcesses {
+    fn run(&self, command: Command) -> Result<CommandEnd, Failure> {
+        let mut child = std::process::Command::new(&command.argv[0]);
+        child.args(&command.argv[1..]).stdout(command.stdout.unwrap()).stderr(Stdio::null());
+        let code = child.status().unwrap().code().unwrap();
+        Ok(CommandEnd { exit: Exit::Code(code), timed_out: false })
+    }
+
+    fn watch(&self, _: Watch) -> Result<(), Failure> {
+        Err(Failure::text("not here"))
+    }
+}
+
+/// A journald of a namespace of its own, below a `/run` that only this thread sees.
+struct Journald(std::process::Child);
+
+impl Journald {
+    fn start(namespace: &str) -> std::io::Result<Self> {
+        tmpfs(Path::new("/run"), None, 0o755)?;
+        tmpfs(Path::new("/var/log"), None, 0o755)?;
+        let dropins = PathBuf::from(format!("/run/systemd/journald@{namespace}.conf.d"));
+        std::fs::create_dir_all(&dropins)?;
+        let text = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nMaxRetentionSec=1day\n";
+        write_plain(&dropins.join("test.conf"), text.as_bytes(), 0o644)?;
+        let mut command = std::process::Command::new("/lib/systemd/systemd-journald");
+        command.arg(namespace).stderr(Stdio::null()).spawn().map(Self)
+    }
+}
+
+impl Drop for Journald {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn real_journal() {
+    isolated("real_journal", |root| {
+        let journald = match Journald::start("aostest") {
+            Ok(journald) => journald,
+            Err(err) => return println!("SKIP real_journal: no journald: {err}"),
+        };
+        let settings = LogSettings {
+            backend: Backend::Auto,
+            journal_dir: PathBuf::from("/run/systemd/journal.aostest"),
+            ..settings(root)
+        };
+        let desk = Desk { settings: &settings, processes: &RealProcesses, now: now() };
+        wait_until("journald listens", || desk.journal().is_some());
+        let (sender, inbox) = bounded(8);
+        let sinks = Sinks::new(settings.clone(), sender);
+        for id in ["a", "b"] {
+            Store { settings: &settings }.instance(id);
+            // A process for each: journald tells writers apart by their pids.
+            let script = format!("printf '<3>{id} fails\\nbinary \\001 of {id}\\n'");
+            let mut writer = std::process::Command::new("sh");
+            writer.args(["-c", &script]).stdout(sinks.open(&plan(id)).unwrap().stdout);
+            assert!(writer.status().unwrap().success());
+        }
+        drop(inbox);
+        let log = |kind: LogKind| {
+            let mut text = String::new();
+            send("log", desk.answer(&request(kind, Some(0), None)), |part| {
+                if part.status == LogStatus::Ok {
+                    text.push_str(&decompressed(&part.data));
+                } else {
+                    assert_eq!(part.status, LogStatus::Empty, "{:?}", part.error);
+                }
+                true
+            });
+            text
+        };
+        let of = |service: &str| LogKind::Instance(filter(Some(service), None, None));
+        wait_until("the last line is in the journal", || log(of("service-b")).contains("binary"));
+        let found = log(of("service-a"));
+        let lines: Vec<_> =
+            found.lines().map(|line| line.split_once(" +0000 UTC ").unwrap().1).collect();
+        assert_eq!(lines, ["a fails ", "binary \x01 of a "]);
+        assert!(log(LogKind::System).contains("b fails"));
+        drop(journald);
+    });
 }
 
 #[test]
