@@ -1,1 +1,248 @@
-//! Being written.
+//! Networks of the node and of its instances: bridges, namespaces, addresses, rules, names.
+//!
+//! The thread `net` owns everything on the host that has to do with networks and is the only one
+//! that enters namespaces. In: `NetRequest`s through `NetHandle`. Out: one-slot replies to exec
+//! jobs, `Event::NetworksUpdated` to core. All kernel changes go over netlink from this process;
+//! no program is ever started. What stands in the kernel is recognised by aliases and by the
+//! prefix `aos_`, so that nothing foreign is touched and a crash leaves nothing unknown.
+//!
+//! Reading order: `settings`, `plan` (checks), `domain` (state), `bridge` (networks), `attach`
+//! (instances), `names`, `firewall` with `rules`, then the encodings `rtnl`, `nft`, `wire` and the
+//! socket `channel`. Not here: the decision what is attached when (core, exec jobs).
+
+mod attach;
+mod bridge;
+mod channel;
+mod domain;
+mod error;
+mod firewall;
+mod names;
+mod naming;
+mod nft;
+mod plan;
+mod rtnl;
+mod rules;
+mod settings;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
+use log::{error, info};
+use mio::{Events, Poll, Token, Waker};
+
+pub use self::error::{Error, Refusal};
+pub use self::settings::NetworkSettings;
+use self::domain::Domain;
+use crate::model::desired::NetworkParams;
+use crate::model::event::Event;
+use crate::model::failure::Failure;
+use crate::model::id::InstanceId;
+use crate::ports::{Network, NetworkPlan};
+use crate::sys;
+
+/// Two exec threads, monitor and core have at most one request each in it.
+const REQUESTS: usize = 8;
+/// The longest kernel job is some 100 ms.
+const REPLY_DEADLINE: Duration = Duration::from_secs(10);
+const READY_SOCKETS: usize = 32;
+const WAKER: Token = Token(0);
+
+/// What the net thread can be asked.
+#[derive(Debug)]
+enum NetRequest {
+    Attach { plan: Box<NetworkPlan>, reply: Sender<Result<(), Failure>> },
+    Adopt { plan: Box<NetworkPlan>, reply: Sender<Result<(), Failure>> },
+    Detach { id: InstanceId, reply: Sender<Result<(), Failure>> },
+    Survey { reply: Sender<Vec<InstanceId>> },
+    Update(Vec<NetworkParams>),
+    Keep(Vec<InstanceId>),
+    Stop,
+}
+
+/// Talks to the net thread. Cloneable; when the last one is dropped the thread ends.
+#[derive(Clone, Debug)]
+pub struct NetHandle(Arc<Sending>);
+
+#[derive(Debug)]
+struct Sending {
+    /// `None` only while the last handle is dropped.
+    requests: Option<Sender<NetRequest>>,
+    waker: Waker,
+}
+
+impl Drop for Sending {
+    /// The thread must find the channel closed when it wakes up.
+    fn drop(&mut self) {
+        self.requests = None;
+        // Fails only if the poll is gone, and then so is the thread.
+        let _ = self.waker.wake();
+    }
+}
+
+impl NetHandle {
+    /// Replaces the set of networks; answered by `Event::NetworksUpdated`. `false` = the queue is
+    /// full or the thread has ended; nothing happened.
+    pub fn try_update(&self, networks: Vec<NetworkParams>) -> bool {
+        self.try_send(NetRequest::Update(networks))
+    }
+
+    /// After the adoption: removes what earlier lives of the daemon left and that is not of an
+    /// instance in the list. `false` as above.
+    pub fn try_keep(&self, instances: Vec<InstanceId>) -> bool {
+        self.try_send(NetRequest::Keep(instances))
+    }
+
+    /// Ends the thread after what is queued before. Links, namespaces and rules stay.
+    pub fn stop(&self) {
+        // A full queue drains within milliseconds; a closed one has no thread left.
+        let stopped = self.requests().map(|requests| {
+            requests.send_timeout(NetRequest::Stop, REPLY_DEADLINE)
+        });
+        if matches!(stopped, Some(Ok(()))) {
+            self.wake();
+        }
+    }
+
+    fn requests(&self) -> Option<&Sender<NetRequest>> {
+        self.0.requests.as_ref()
+    }
+
+    fn wake(&self) {
+        if let Err(err) = self.0.waker.wake() {
+            error!("cannot wake the network thread err={err}");
+        }
+    }
+
+    fn try_send(&self, request: NetRequest) -> bool {
+        let Some(requests) = self.requests() else { return false };
+        match requests.try_send(request) {
+            Ok(()) => {
+                self.wake();
+                true
+            }
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> NetRequest) -> Result<T, Error> {
+        let (reply, answer) = bounded(1);
+        let requests = self.requests().ok_or(Error::Closed)?;
+        requests.send_timeout(request(reply), REPLY_DEADLINE).map_err(|unsent| {
+            if unsent.is_timeout() { Error::Timeout } else { Error::Closed }
+        })?;
+        self.wake();
+        answer.recv_timeout(REPLY_DEADLINE).map_err(|missing| {
+            if missing.is_timeout() { Error::Timeout } else { Error::Closed }
+        })
+    }
+}
+
+impl Network for NetHandle {
+    fn attach(&self, plan: &NetworkPlan) -> Result<(), Failure> {
+        let plan = Box::new(plan.clone());
+        self.ask(|reply| NetRequest::Attach { plan, reply })?
+    }
+
+    fn adopt(&self, plan: &NetworkPlan) -> Result<(), Failure> {
+        let plan = Box::new(plan.clone());
+        self.ask(|reply| NetRequest::Adopt { plan, reply })?
+    }
+
+    fn detach(&self, id: &InstanceId) -> Result<(), Failure> {
+        let id = id.clone();
+        self.ask(|reply| NetRequest::Detach { id, reply })?
+    }
+
+    fn survey(&self) -> Vec<InstanceId> {
+        match self.ask(|reply| NetRequest::Survey { reply }) {
+            Ok(instances) => instances,
+            Err(err) => {
+                error!("cannot list the networks of instances err={err}");
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// The net thread before it runs.
+#[derive(Debug)]
+pub struct NetThread {
+    poll: Poll,
+    inbox: Receiver<NetRequest>,
+    domain: Domain,
+}
+
+impl NetThread {
+    /// Opens what the thread needs; changes nothing in the kernel. The calling thread must be in
+    /// the network namespace of the host.
+    pub fn new(settings: NetworkSettings) -> Result<(Self, NetHandle), Error> {
+        let failed = |source| Error::Socket { operation: "create poll", source };
+        let poll = Poll::new().map_err(failed)?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(failed)?;
+        let (sender, inbox) = bounded(REQUESTS);
+        let domain = Domain::open(settings)?;
+        let handle = NetHandle(Arc::new(Sending { requests: Some(sender), waker }));
+        Ok((Self { poll, inbox, domain }, handle))
+    }
+
+    /// Serves until `Stop` or until the last handle is gone. Executed on the thread `net`.
+    pub fn run(mut self, events: Sender<Event>) {
+        self.domain.start();
+        let mut ready = Events::with_capacity(READY_SOCKETS);
+        loop {
+            if let Err(err) = self.poll.poll(&mut ready, self.wait())
+                && err.kind() != std::io::ErrorKind::Interrupted
+            {
+                error!("network thread cannot poll err={err}");
+                return;
+            }
+            // One request, then the sockets: name queries do not starve behind a queue.
+            match self.inbox.try_recv() {
+                Ok(NetRequest::Stop) | Err(TryRecvError::Disconnected) => break,
+                Ok(request) => self.serve(request, &events),
+                Err(TryRecvError::Empty) => {}
+            }
+            self.domain.tick(sys::time::monotonic());
+        }
+        info!("network thread ended");
+    }
+
+    fn wait(&self) -> Option<Duration> {
+        if !self.inbox.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let deadline = self.domain.next_deadline()?;
+        Some(deadline.saturating_sub(sys::time::monotonic()))
+    }
+
+    /// Whoever asked may have given up meanwhile: a reply that nobody takes is dropped.
+    fn serve(&mut self, request: NetRequest, events: &Sender<Event>) {
+        match request {
+            NetRequest::Attach { plan, reply } => {
+                let _ = reply.try_send(self.domain.attach(&plan).map_err(Failure::from));
+            }
+            NetRequest::Adopt { plan, reply } => {
+                let _ = reply.try_send(self.domain.adopt(&plan).map_err(Failure::from));
+            }
+            NetRequest::Detach { id, reply } => {
+                let _ = reply.try_send(self.domain.detach(&id).map_err(Failure::from));
+            }
+            NetRequest::Survey { reply } => {
+                let _ = reply.try_send(self.domain.survey());
+            }
+            NetRequest::Update(list) => {
+                let failed = self.domain.update_networks(&list);
+                let failed = failed.into_iter().map(|(id, err)| (id, err.into())).collect();
+                // A core that is gone ends this thread soon as well.
+                let _ = events.send(Event::NetworksUpdated { failed });
+            }
+            NetRequest::Keep(instances) => self.domain.keep(&instances),
+            NetRequest::Stop => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,481 @@
+//! One instance: its namespace, its link, its addresses, its rules, its files; and all of it back.
+//!
+//! Runs on the net thread. An attach is a handful of system calls: the namespace, one send with
+//! everything on the host, one send with everything inside, one firewall transaction, two files.
+//! A failure undoes the steps done. A detach cuts the instance off at once and leaves the slow part
+//! (some 20 ms per link) to the kernel.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use log::{debug, error, info, warn};
+use nix::errno::Errno;
+
+use super::bridge::LINK_ATTEMPTS;
+use super::channel::Channel;
+use super::domain::{Attached, Bridged, Domain, Role, Standing, Wired, chain};
+use super::error::{Error, Refusal};
+use super::names::{self, ServerSources};
+use super::naming;
+use super::plan::{Attachment, Subnet, Wanted};
+use super::rtnl::{self, INSTANCE_INTERFACE, Index, LOOPBACK_INDEX, LinkAddress, NewVeth};
+use super::rules;
+use super::wire::Messages;
+use crate::model::id::{InstanceId, NetworkId};
+use crate::ports::NetworkPlan;
+use crate::sys;
+use crate::sys::netlink::{Family, Netlink};
+use crate::sys::netns;
+
+/// Namespace of the calling thread.
+const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+const FILE_MODE: u32 = 0o644;
+/// A kernel with built-in tunnel devices has index 2 taken in a new namespace.
+const OTHER_PEER_INDEX: Index = 0x1_0000;
+/// `f_type` of a mounted namespace.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// A new namespace, entered by its socket only.
+struct Inside {
+    channel: Channel,
+    namespace: File,
+}
+
+/// Where a link goes.
+struct Place {
+    standing: Standing,
+    subnet: Subnet,
+    gateway: Ipv4Addr,
+    address: Ipv4Addr,
+}
+
+impl Domain {
+    /// Attaches an instance; what is left of an earlier attach under its id is replaced.
+    pub(super) fn attach(&mut self, plan: &NetworkPlan) -> Result<(), Error> {
+        let attachment = Attachment::check(plan)?;
+        let id = attachment.id.clone();
+        if let Err(err) = self.detach(&id) {
+            warn!("cannot remove old network of instance instance={id} err={}", chain(&err));
+        }
+        let place = self.find_place(&attachment)?;
+        let result = self.build(&attachment, place.as_ref());
+        match result {
+            Ok(wired) => {
+                let address = place.map(|place| place.address);
+                info!("attached instance={id} network={} address={address:?}", attachment.network);
+                self.remember(attachment, wired);
+                Ok(())
+            }
+            Err(err) => {
+                self.remove_if_done(&attachment.network);
+                Err(err)
+            }
+        }
+    }
+
+    /// Takes over what stands for an instance, without touching it.
+    pub(super) fn adopt(&mut self, plan: &NetworkPlan) -> Result<(), Error> {
+        let attachment = Attachment::check(plan)?;
+        let id = attachment.id.clone();
+        let path = netns::path(id.as_str());
+        if sys::mount::magic(&path).ok() != Some(NSFS_MAGIC) {
+            return Err(Error::Vanished("network namespace"));
+        }
+        let known = self.instances.remove(&id);
+        let adopted = self.find_place(&attachment).and_then(|place| match &place {
+            Some(place) => self.adopt_link(&attachment, place, known.as_ref()).map(Some),
+            None => Ok(None),
+        });
+        match adopted {
+            Ok(wired) => {
+                self.left.instances.remove(&id);
+                debug!("adopted network instance={id} network={}", attachment.network);
+                self.remember(attachment, wired);
+                Ok(())
+            }
+            Err(err) => {
+                self.instances.extend(known.map(|known| (id, known)));
+                Err(err)
+            }
+        }
+    }
+
+    fn remember(&mut self, attachment: Attachment, wired: Option<Wired>) {
+        let Attachment { id, network, names, dns_servers, etc_dir, .. } = attachment;
+        self.instances.insert(id, Attached { network, wired, names, dns_servers, etc_dir });
+    }
+
+    /// Finds or makes the network, and checks the instance against the others in it.
+    fn find_place(&mut self, attachment: &Attachment) -> Result<Option<Place>, Error> {
+        self.check_names(attachment)?;
+        let Some((subnet, address)) = attachment.address else { return Ok(None) };
+        self.check_address(address)?;
+        self.want_network(&attachment.network, subnet, address)?;
+        let standing = self.raise_network(&attachment.network)?;
+        let Some(network) = self.networks.get_mut(&attachment.network) else {
+            return Err(Error::Vanished("network"));
+        };
+        let Wanted { subnet: actual, gateway, .. } = network.wanted;
+        if actual != subnet {
+            warn!(
+                "subnet differs from that of the network; using the latter instance={} {subnet} {actual}",
+                attachment.id
+            );
+            actual.check_host(address)?;
+        }
+        if address == gateway {
+            let text = address.to_string();
+            return Err(Error::invalid("ip", &text, "is the address of the node in this network"));
+        }
+        if matches!(network.role, Role::Draining { .. }) {
+            network.role = Role::Implicit;
+        }
+        Ok(Some(Place { standing, subnet: actual, gateway, address }))
+    }
+
+    /// An instance of a network that the CM never listed: the node takes the first address.
+    fn want_network(
+        &mut self,
+        id: &NetworkId,
+        subnet: Subnet,
+        address: Ipv4Addr,
+    ) -> Result<(), Error> {
+        if self.networks.contains_key(id) {
+            return Ok(());
+        }
+        let gateway = subnet.first();
+        if gateway == address {
+            let text = address.to_string();
+            return Err(Error::invalid("ip", &text, "is needed by the node: its network is unknown"));
+        }
+        if let Some(other) = self.networks.values().find(|n| n.wanted.subnet.overlaps(&subnet)) {
+            let other = format!("network {} with {}", other.wanted.id, other.wanted.subnet);
+            return Err(Error::Overlap { subnet: subnet.to_string(), other });
+        }
+        info!("instance needs a network that is not listed network={id} address={gateway}");
+        let wanted = Wanted { id: id.clone(), subnet, gateway, vlan_id: 0 };
+        let network = Bridged { wanted, role: Role::Implicit, standing: None };
+        self.networks.insert(id.clone(), network);
+        Ok(())
+    }
+
+    fn check_address(&self, address: Ipv4Addr) -> Result<(), Error> {
+        let has = |wired: &Wired| wired.address == address;
+        match self.instances.iter().find(|(_, other)| other.wired.as_ref().is_some_and(has)) {
+            Some((owner, _)) => Err(Error::AddressInUse { address, owner: owner.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Names are unique within a network, whatever their case.
+    fn check_names(&self, attachment: &Attachment) -> Result<(), Error> {
+        let others = self.instances.values().filter(|other| other.network == attachment.network);
+        for taken in others.flat_map(|other| &other.names) {
+            if let Some(name) = attachment.names.iter().find(|n| n.eq_ignore_ascii_case(taken)) {
+                return Err(Error::HostnameInUse(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that can fail half-way; undone in reverse.
+    fn build(
+        &mut self,
+        attachment: &Attachment,
+        place: Option<&Place>,
+    ) -> Result<Option<Wired>, Error> {
+        let id = &attachment.id;
+        let mut inside = self.create_namespace(id)?;
+        let result = match place {
+            Some(place) => self.wire(attachment, place, &mut inside).map(Some),
+            None => raise_loopback(&mut inside.channel).map(|()| None),
+        };
+        let result = result.and_then(|wired| {
+            let written = self.write_files(attachment, place);
+            if let (Err(_), Some(wired)) = (&written, &wired) {
+                self.unwire(id, wired);
+            }
+            written.map(|()| wired)
+        });
+        if result.is_err() {
+            remove_namespace(id);
+        }
+        result
+    }
+
+    fn create_namespace(&self, id: &InstanceId) -> Result<Inside, Error> {
+        let path = netns::path(id.as_str());
+        let failed = |source| Error::File { operation: "create network namespace", path, source };
+        let opened = self.host.create(id.as_str(), || {
+            Ok((Netlink::for_few_requests(Family::Route)?, File::open(OWN_NAMESPACE)?))
+        });
+        let (socket, namespace) = opened.map_err(failed)?;
+        Ok(Inside { channel: Channel::new(socket), namespace })
+    }
+
+    /// Link, addresses and rules.
+    fn wire(
+        &mut self,
+        attachment: &Attachment,
+        place: &Place,
+        inside: &mut Inside,
+    ) -> Result<Wired, Error> {
+        let veth = self.create_veth(&attachment.id, place, &inside.namespace)?;
+        let entries = rules::instance_entries(attachment, place.address, &place.standing.bridge);
+        let wired = Wired { address: place.address, veth, entries };
+        let result = self
+            .configure(place, &mut inside.channel)
+            .and_then(|()| self.firewall.add(&wired.entries));
+        if let Err(err) = result {
+            self.unwire(&attachment.id, &wired);
+            return Err(err);
+        }
+        Ok(wired)
+    }
+
+    /// The pair, its alias and hairpin in one send.
+    fn create_veth(&mut self, id: &InstanceId, place: &Place, inside: &File) -> Result<Index, Error> {
+        for _ in 0..LINK_ATTEMPTS {
+            let index = self.take_index();
+            self.generation = self.generation.wrapping_add(1);
+            let mut messages = Messages::new();
+            let veth = NewVeth {
+                index,
+                name: &naming::veth(id, self.generation),
+                bridge: place.standing.index,
+                mtu: place.standing.mtu,
+                peer_index: self.peer_index,
+                peer_mac: naming::mac(place.address),
+                peer_namespace: inside.as_raw_fd(),
+            };
+            rtnl::new_veth(&mut messages, &veth);
+            rtnl::set_alias(&mut messages, index, &naming::instance_alias(id));
+            rtnl::set_hairpin(&mut messages, index);
+            match self.links.execute(&mut messages) {
+                Ok(()) => return Ok(index),
+                Err(Error::Kernel(refusal)) if is_collision(&refusal) => {
+                    // Which of the two indices it was, the kernel does not say.
+                    if refusal.errno == Errno::EBUSY && self.peer_index != OTHER_PEER_INDEX {
+                        self.peer_index = OTHER_PEER_INDEX;
+                    }
+                }
+                Err(err) => {
+                    let created = !matches!(&err, Error::Kernel(refusal) if refusal.index == 0);
+                    if created {
+                        self.delete_links(&[index]);
+                    } else {
+                        self.doubt_network(place.standing.index);
+                    }
+                    return Err(err.lacking("veth"));
+                }
+            }
+        }
+        Err(Error::NoFreeLink { attempts: LINK_ATTEMPTS })
+    }
+
+    /// A link could not be created: perhaps somebody deleted the bridge. The next attach looks.
+    fn doubt_network(&mut self, bridge: Index) {
+        for network in self.networks.values_mut() {
+            if network.standing.as_ref().is_some_and(|standing| standing.index == bridge) {
+                network.standing = None;
+            }
+        }
+    }
+
+    /// Loopback, address and default route in one send.
+    fn configure(&mut self, place: &Place, inside: &mut Channel) -> Result<(), Error> {
+        let index = self.peer_index;
+        let prefix = place.subnet.prefix();
+        let mut messages = Messages::new();
+        rtnl::set_up(&mut messages, LOOPBACK_INDEX);
+        rtnl::set_address_modes(&mut messages, index, self.ipv6);
+        let address = LinkAddress { index, address: place.address, prefix };
+        rtnl::new_address(&mut messages, &address, place.subnet.broadcast());
+        rtnl::set_up(&mut messages, index);
+        rtnl::set_default_route(&mut messages, place.gateway, index);
+        match inside.execute(&mut messages) {
+            Err(Error::Kernel(refusal)) if refusal.errno == Errno::EAFNOSUPPORT && self.ipv6 => {
+                self.ipv6 = false;
+                self.configure(place, inside)
+            }
+            other => other,
+        }
+    }
+
+    /// Undo of `wire`; the first failure is what matters, these are logged.
+    fn unwire(&mut self, id: &InstanceId, wired: &Wired) {
+        if let Err(err) = self.firewall.remove(&wired.entries) {
+            error!("cannot remove rules instance={id} err={}", chain(&err));
+        }
+        self.delete_links(&[wired.veth]);
+    }
+
+    fn write_files(&self, attachment: &Attachment, place: Option<&Place>) -> Result<(), Error> {
+        let more = self.settings.hosts.iter().chain(&attachment.hosts);
+        let address = place.map(|place| place.address);
+        let hostname = attachment.hostname.as_deref();
+        let hosts = names::hosts_file(address, &attachment.network, hostname, more);
+        write(&attachment.etc_dir, "hosts", &hosts)?;
+        let resolv_conf = self.resolv_conf(&attachment.network, &attachment.dns_servers);
+        write(&attachment.etc_dir, "resolv.conf", &resolv_conf)
+    }
+
+    fn resolv_conf(&self, network: &NetworkId, cm: &[IpAddr]) -> String {
+        let host = std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
+        names::resolv_conf(&names::name_servers(&ServerSources {
+            responder: self.responder(network),
+            cm,
+            host: &names::parse_servers(&host),
+            fallback: &self.settings.dns_fallback,
+        }))
+    }
+
+    /// Address of the responder of a network, if it runs.
+    fn responder(&self, _network: &NetworkId) -> Option<Ipv4Addr> {
+        None
+    }
+
+    fn adopt_link(
+        &mut self,
+        attachment: &Attachment,
+        place: &Place,
+        known: Option<&Attached>,
+    ) -> Result<Wired, Error> {
+        let id = &attachment.id;
+        let left = self.left.instances.get(id).and_then(|links| links.last());
+        let known = known.and_then(|known| known.wired.as_ref()).map(|wired| wired.veth);
+        let veth = known.or(left.map(|link| link.index)).ok_or(Error::Vanished("link"))?;
+        if left.is_some_and(|link| link.master != place.standing.index || !link.up) {
+            let mut messages = Messages::new();
+            rtnl::enslave(&mut messages, veth, place.standing.index);
+            self.links.execute(&mut messages)?;
+        }
+        let inside = self.enter(id, rtnl::addresses)??;
+        if !inside.iter().any(|found| found.address == place.address) {
+            return Err(Error::Vanished("address"));
+        }
+        let entries = rules::instance_entries(attachment, place.address, &place.standing.bridge);
+        self.firewall.add(&entries)?;
+        Ok(Wired { address: place.address, veth, entries })
+    }
+
+    /// Asks something of the kernel inside the namespace of an instance.
+    fn enter<T>(&self, id: &InstanceId, act: impl FnOnce(&mut Channel) -> T) -> Result<T, Error> {
+        let path = netns::path(id.as_str());
+        let opened = self.host.enter(id.as_str(), || Netlink::for_few_requests(Family::Route));
+        let socket = opened.and_then(|socket| socket).map_err(|source| Error::File {
+            operation: "enter network namespace",
+            path,
+            source,
+        })?;
+        Ok(act(&mut Channel::new(socket)))
+    }
+
+    /// The node has another address in a network: the default route of each instance follows.
+    pub(super) fn move_gateway(&mut self, network: &NetworkId, gateway: Ipv4Addr) {
+        for (id, instance) in &self.instances {
+            if instance.network != *network || instance.wired.is_none() {
+                continue;
+            }
+            let moved = self.enter(id, |channel| set_gateway(channel, gateway));
+            if let Err(err) = moved.and_then(|result| result) {
+                error!("cannot change default route instance={id} err={}", chain(&err));
+            }
+            let text = self.resolv_conf(network, &instance.dns_servers);
+            let path = instance.etc_dir.join("resolv.conf");
+            // In place: the file is a lower layer of a mounted overlay.
+            if let Err(err) = sys::fs::write_plain(&path, text.as_bytes(), FILE_MODE) {
+                error!("cannot rewrite {} instance={id} err={err}", path.display());
+            }
+        }
+    }
+
+    /// Removes all that an instance has; an unknown one is success. Every step is attempted, the
+    /// first error is returned.
+    pub(super) fn detach(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let network = self.instances.get(id).map(|instance| instance.network.clone());
+        let result = self.detach_only(id);
+        if let Some(network) = network {
+            self.remove_if_done(&network);
+        }
+        result
+    }
+
+    /// The same without a look at the network.
+    pub(super) fn detach_only(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let attached = self.instances.remove(id);
+        let wired = attached.as_ref().and_then(|attached| attached.wired.as_ref());
+        let rules = match wired {
+            Some(wired) => self.firewall.remove(&wired.entries),
+            None => Ok(()),
+        };
+        let mut links: Vec<Index> = wired.map(|wired| wired.veth).into_iter().collect();
+        for left in self.left.instances.remove(id).unwrap_or_default() {
+            if !links.contains(&left.index) {
+                links.push(left.index);
+            }
+        }
+        let cut = self.cut_off(&links);
+        let namespace = if naming::is_plain(id.as_str()) { unmount_namespace(id) } else { Ok(()) };
+        if attached.is_some() {
+            info!("detached instance={id}");
+        }
+        rules.and(cut).and(namespace)
+    }
+
+    /// Takes links out of their bridges in one send: their addresses are free from here on.
+    fn cut_off(&mut self, links: &[Index]) -> Result<(), Error> {
+        let mut messages = Messages::new();
+        for index in links {
+            rtnl::cut_off(&mut messages, *index);
+            self.watch_fading(*index);
+        }
+        match self.links.execute(&mut messages) {
+            // Somebody, or the end of the namespace, was faster.
+            Err(Error::Kernel(refusal)) if refusal.errno == Errno::ENODEV => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn is_collision(refusal: &Refusal) -> bool {
+    refusal.index == 0 && matches!(refusal.errno, Errno::EBUSY | Errno::EEXIST)
+}
+
+fn raise_loopback(inside: &mut Channel) -> Result<(), Error> {
+    let mut messages = Messages::new();
+    rtnl::set_up(&mut messages, LOOPBACK_INDEX);
+    inside.execute(&mut messages)
+}
+
+fn set_gateway(channel: &mut Channel, gateway: Ipv4Addr) -> Result<(), Error> {
+    let links = rtnl::links(channel)?;
+    let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
+    let link = link.ok_or(Error::Vanished("link"))?;
+    let mut messages = Messages::new();
+    rtnl::set_default_route(&mut messages, gateway, link.index);
+    channel.execute(&mut messages)
+}
+
+fn write(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
+    let path = directory.join(name);
+    sys::fs::write_volatile(&path, text.as_bytes(), FILE_MODE)
+        .map_err(|source| Error::File { operation: "write", path, source })
+}
+
+fn unmount_namespace(id: &InstanceId) -> Result<(), Error> {
+    netns::remove(id.as_str()).map_err(|source| Error::File {
+        operation: "remove network namespace",
+        path: netns::path(id.as_str()),
+        source,
+    })
+}
+
+fn remove_namespace(id: &InstanceId) {
+    if let Err(err) = unmount_namespace(id) {
+        error!("cannot remove network namespace instance={id} err={}", chain(&err));
+    }
+}

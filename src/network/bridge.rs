@@ -1,0 +1,381 @@
+//! Networks: bridge, address, VLAN, and their changes when the CM sends another list.
+//!
+//! Runs on the net thread. A network that the CM no longer lists lives on until its last instance
+//! has gone, so that services can still talk while they terminate. A failure of one network never
+//! stops the others; it is tried again with the next list and with the next attach.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use log::{error, info, warn};
+use nix::errno::Errno;
+
+use super::domain::{Bridged, Domain, Role, Standing, chain};
+use super::error::Error;
+use super::naming::{self, LinkName};
+use super::plan::{self, Subnet, Wanted};
+use super::rtnl::{self, Index, Link, LinkAddress, NewBridge, NewVlan, Route};
+use super::rules;
+use super::wire::Messages;
+use crate::model::desired::NetworkParams;
+use crate::model::id::NetworkId;
+use crate::sys;
+use crate::sys::time::monotonic;
+
+/// Collisions of names or indices before a creation is given up.
+pub(super) const LINK_ATTEMPTS: u32 = 16;
+const ETHERNET_MTU: u32 = 1500;
+const MAX_VLAN_ID: u64 = 4094;
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// The links of the host at one moment.
+#[derive(Debug)]
+struct View {
+    links: Vec<Link>,
+    addresses: Vec<LinkAddress>,
+    routes: Vec<Route>,
+}
+
+impl Domain {
+    /// Makes the list the set of networks; returns those that could not be set up.
+    pub(super) fn update_networks(&mut self, list: &[NetworkParams]) -> Vec<(NetworkId, Error)> {
+        let (wanted, mut failed) = plan::check_networks(list);
+        for (id, err) in &failed {
+            error!("ignoring network network={id} err={}", chain(err));
+        }
+        // Also an invalid entry names its network: what stands is not torn down for it.
+        let listed: BTreeMap<&NetworkId, ()> = list.iter().map(|params| (&params.id, ())).collect();
+        self.retire(|id| !listed.contains_key(id), &wanted);
+        for network in wanted {
+            let id = network.id.clone();
+            if let Err(err) = self.set_network(network) {
+                error!("cannot set up network network={id} err={}", chain(&err));
+                failed.push((id, err));
+            }
+        }
+        failed
+    }
+
+    /// Lets go of the networks that are no longer listed.
+    fn retire(&mut self, unlisted: impl Fn(&NetworkId) -> bool, wanted: &[Wanted]) {
+        let until = monotonic() + self.settings.drain_timeout;
+        let ids: Vec<NetworkId> = self.networks.keys().filter(|id| unlisted(id)).cloned().collect();
+        for id in ids {
+            let in_use = self.instances.values().any(|instance| instance.network == id);
+            let Some(network) = self.networks.get_mut(&id) else { continue };
+            let needed = |new: &Wanted| {
+                new.subnet.overlaps(&network.wanted.subnet)
+                    || (new.vlan_id != 0 && new.vlan_id == network.wanted.vlan_id)
+            };
+            if !in_use || wanted.iter().any(needed) {
+                self.remove_network(&id);
+            } else if !matches!(network.role, Role::Draining { .. }) {
+                info!("network is no longer listed; it goes with its last instance network={id}");
+                network.role = Role::Draining { until };
+            }
+        }
+    }
+
+    /// Creates a network or changes it to what is wanted.
+    fn set_network(&mut self, wanted: Wanted) -> Result<(), Error> {
+        let id = wanted.id.clone();
+        if let Some(known) = self.networks.get_mut(&id) {
+            known.role = Role::Listed;
+            if known.wanted == wanted && known.standing.is_some() {
+                return Ok(());
+            }
+            if known.wanted.subnet != wanted.subnet {
+                self.remove_network(&id);
+            } else if known.standing.is_some() {
+                return self.change_network(wanted);
+            }
+        }
+        info!("new network network={id} subnet={} address={}", wanted.subnet, wanted.gateway);
+        self.networks.insert(id.clone(), Bridged { wanted, role: Role::Listed, standing: None });
+        self.raise_network(&id).map(|_| ())
+    }
+
+    /// Another VLAN or another address of the node in the same subnet.
+    fn change_network(&mut self, wanted: Wanted) -> Result<(), Error> {
+        let id = wanted.id.clone();
+        let Some(known) = self.networks.get_mut(&id) else { return Ok(()) };
+        let old = std::mem::replace(&mut known.wanted, wanted);
+        let Some(mut standing) = known.standing.take() else { return Ok(()) };
+        info!("network changes network={id} address={} vlan={}", known.wanted.gateway, known.wanted.vlan_id);
+        let wanted = known.wanted.clone();
+        if old.vlan_id != wanted.vlan_id {
+            self.delete_links(&standing.vlan.take().into_iter().collect::<Vec<_>>());
+        }
+        // From here on a failure leaves the network to be raised again.
+        self.raise_network(&id)?;
+        if old.gateway != wanted.gateway {
+            self.move_gateway(&id, wanted.gateway);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a network stands; returns its links.
+    pub(super) fn raise_network(&mut self, id: &NetworkId) -> Result<Standing, Error> {
+        let Some(network) = self.networks.get(id) else {
+            return Err(Error::Vanished("network"));
+        };
+        if let Some(standing) = &network.standing {
+            return Ok(standing.clone());
+        }
+        let wanted = network.wanted.clone();
+        let view = self.view()?;
+        let found = self.find_bridge(&wanted, &view)?;
+        check_routes(&wanted, &view, found.as_ref().map(|link| link.index))?;
+        let parent = self.vlan_parent(&wanted, &view);
+        let mtu = parent.map_or(ETHERNET_MTU, |link| link.mtu);
+        let created = found.is_none();
+        let (index, bridge) = match found {
+            Some(link) => self.repair_bridge(&wanted, link, &view)?,
+            None => self.create_bridge(&wanted, mtu, &view)?,
+        };
+        if let Err(err) = self.open_for_traffic(&bridge) {
+            if created {
+                self.delete_links(&[index]);
+            }
+            return Err(err);
+        }
+        let vlan = parent.and_then(|parent| self.raise_vlan(&wanted, parent.index, index, &view));
+        let standing = Standing { bridge, index, mtu, vlan };
+        if let Some(network) = self.networks.get_mut(id) {
+            network.standing = Some(standing.clone());
+        }
+        Ok(standing)
+    }
+
+    fn view(&mut self) -> Result<View, Error> {
+        Ok(View {
+            links: rtnl::links(&mut self.links)?,
+            addresses: rtnl::addresses(&mut self.links)?,
+            routes: rtnl::routes(&mut self.links)?,
+        })
+    }
+
+    /// The bridge of a network if it exists: ours by alias, or one that the reference left under
+    /// the plain name, which has no other address than ours.
+    fn find_bridge<'a>(&self, wanted: &Wanted, view: &'a View) -> Result<Option<&'a Link>, Error> {
+        let alias = naming::network_alias(&wanted.id);
+        if let Some(link) = view.links.iter().find(|l| l.alias == alias && l.kind == "bridge") {
+            return Ok(Some(link));
+        }
+        let name = naming::bridge(&wanted.id, 0);
+        let Some(link) = view.links.iter().find(|link| link.name == name.as_str()) else {
+            return Ok(None);
+        };
+        if naming::network_of_alias(&link.alias).is_some() {
+            // Another network of ours hashes to the same name: `create_bridge` takes another one.
+            return Ok(None);
+        }
+        let mut addresses = view.addresses.iter().filter(|a| a.index == link.index);
+        let alike = link.alias.is_empty()
+            && link.kind == "bridge"
+            && addresses.all(|a| a.address == wanted.gateway);
+        if alike { Ok(Some(link)) } else { Err(Error::ForeignLink { name: name.to_string() }) }
+    }
+
+    fn create_bridge(
+        &mut self,
+        wanted: &Wanted,
+        mtu: u32,
+        view: &View,
+    ) -> Result<(Index, LinkName), Error> {
+        let taken = |name: &LinkName| view.links.iter().any(|link| link.name == name.as_str());
+        let name = (0..=u8::MAX).map(|variant| naming::bridge(&wanted.id, variant)).find(|n| !taken(n));
+        let name = name.ok_or(Error::NoFreeLink { attempts: u32::from(u8::MAX) + 1 })?;
+        for _ in 0..LINK_ATTEMPTS {
+            let index = self.take_index();
+            let mac = naming::mac(wanted.gateway);
+            let mut messages = Messages::new();
+            rtnl::new_bridge(&mut messages, &NewBridge { index, name: &name, mac, mtu });
+            rtnl::set_alias(&mut messages, index, &naming::network_alias(&wanted.id));
+            rtnl::new_address(&mut messages, &bridge_address(wanted, index), wanted.subnet.broadcast());
+            match self.links.execute(&mut messages) {
+                Ok(()) => return Ok((index, name)),
+                Err(Error::Kernel(refusal)) if refusal.index == 0 && refusal.errno == Errno::EBUSY => {}
+                Err(err) => {
+                    let created = !matches!(&err, Error::Kernel(refusal) if refusal.index == 0);
+                    if created {
+                        self.delete_links(&[index]);
+                    }
+                    return Err(err.lacking("bridge"));
+                }
+            }
+        }
+        Err(Error::NoFreeLink { attempts: LINK_ATTEMPTS })
+    }
+
+    /// Brings a bridge that exists to what is wanted.
+    fn repair_bridge(
+        &mut self,
+        wanted: &Wanted,
+        link: &Link,
+        view: &View,
+    ) -> Result<(Index, LinkName), Error> {
+        let index = link.index;
+        let address = bridge_address(wanted, index);
+        let mut messages = Messages::new();
+        if link.alias.is_empty() {
+            rtnl::set_alias(&mut messages, index, &naming::network_alias(&wanted.id));
+        }
+        if !link.up {
+            rtnl::set_up(&mut messages, index);
+        }
+        let own: Vec<&LinkAddress> = view.addresses.iter().filter(|a| a.index == index).collect();
+        if !own.contains(&&address) {
+            rtnl::new_address(&mut messages, &address, wanted.subnet.broadcast());
+        }
+        for other in own.into_iter().filter(|other| **other != address) {
+            rtnl::delete_address(&mut messages, other);
+        }
+        self.links.execute(&mut messages)?;
+        let name = LinkName::try_from(link.name.as_str())
+            .map_err(|_| Error::ForeignLink { name: link.name.clone() })?;
+        Ok((index, name))
+    }
+
+    /// Rules, forwarding and no router advertisements on the bridge.
+    fn open_for_traffic(&mut self, bridge: &LinkName) -> Result<(), Error> {
+        self.firewall.add(&rules::network_entries(bridge))?;
+        let path = Path::new(IP_FORWARD);
+        let forwards = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
+        if !forwards {
+            sys::fs::write_existing(path, "1").map_err(|source| Error::File {
+                operation: "enable forwarding in",
+                path: path.to_owned(),
+                source,
+            })?;
+        }
+        let accept_ra = format!("/proc/sys/net/ipv6/conf/{bridge}/accept_ra");
+        if self.ipv6 && let Err(err) = sys::fs::write_existing(Path::new(&accept_ra), "0") {
+            warn!("bridge may take router advertisements bridge={bridge} err={err}");
+        }
+        Ok(())
+    }
+
+    /// The interface on which the network gets its VLAN; `None` = the network has none, which
+    /// matters on units with several nodes only.
+    fn vlan_parent<'a>(&mut self, wanted: &Wanted, view: &'a View) -> Option<&'a Link> {
+        let id = &wanted.id;
+        if wanted.vlan_id == 0 || self.vlan_unsupported {
+            return None;
+        }
+        if wanted.vlan_id > MAX_VLAN_ID {
+            error!("no VLAN for network: id is not 1 to 4094 network={id} vlan={}", wanted.vlan_id);
+            return None;
+        }
+        let uplink = view.routes.iter().filter(|r| r.prefix == 0).min_by_key(|route| route.metric);
+        let parent = if self.settings.vlan_parent.is_empty() {
+            view.links.iter().find(|link| uplink.is_some_and(|route| route.link == link.index))
+        } else {
+            view.links.iter().find(|link| link.name == self.settings.vlan_parent)
+        };
+        let parent = parent.filter(|link| {
+            link.ethernet && naming::network_of_alias(&link.alias).is_none()
+        });
+        if parent.is_none() {
+            warn!("no VLAN for network: no Ethernet interface leads out network={id}");
+        }
+        parent
+    }
+
+    /// Creates the VLAN or finds it; without it the network works on this node only.
+    fn raise_vlan(
+        &mut self,
+        wanted: &Wanted,
+        parent: Index,
+        bridge: Index,
+        view: &View,
+    ) -> Option<Index> {
+        let alias = naming::network_alias(&wanted.id);
+        if let Some(link) = view.links.iter().find(|l| l.alias == alias && l.kind == "vlan") {
+            if link.master == bridge && link.up {
+                return Some(link.index);
+            }
+            self.delete_links(&[link.index]);
+        }
+        match self.create_vlan(wanted, parent, bridge) {
+            Ok(index) => Some(index),
+            Err(Error::Unsupported { feature, .. }) => {
+                error!("no networks between nodes: kernel lacks {feature}");
+                self.vlan_unsupported = true;
+                None
+            }
+            Err(err) => {
+                let vlan = wanted.vlan_id;
+                error!("no VLAN for network network={} vlan={vlan} err={}", wanted.id, chain(&err));
+                None
+            }
+        }
+    }
+
+    fn create_vlan(&mut self, wanted: &Wanted, parent: Index, bridge: Index) -> Result<Index, Error> {
+        let vlan_id = u16::try_from(wanted.vlan_id).unwrap_or(0);
+        let (index, name) = (self.take_index(), naming::vlan(&wanted.id, 0));
+        let mut messages = Messages::new();
+        rtnl::new_vlan(&mut messages, &NewVlan { index, name: &name, parent, bridge, vlan_id });
+        rtnl::set_alias(&mut messages, index, &naming::network_alias(&wanted.id));
+        self.links.execute(&mut messages).map_err(|err| err.lacking("8021q (VLAN)"))?;
+        Ok(index)
+    }
+
+    /// Removes a network with everything in it; errors are logged. Instances keep running without.
+    pub(super) fn remove_network(&mut self, id: &NetworkId) {
+        let inside: Vec<_> = self
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.network == *id)
+            .map(|(instance, _)| instance.clone())
+            .collect();
+        for instance in inside {
+            if let Err(err) = self.detach_only(&instance) {
+                error!("cannot detach instance instance={instance} err={}", chain(&err));
+            }
+        }
+        let Some(network) = self.networks.remove(id) else { return };
+        let Some(standing) = network.standing else { return };
+        info!("removing network network={id}");
+        if let Err(err) = self.firewall.remove(&rules::network_entries(&standing.bridge)) {
+            error!("cannot remove rules of network network={id} err={}", chain(&err));
+        }
+        let links: Vec<Index> = standing.vlan.into_iter().chain([standing.index]).collect();
+        self.delete_links(&links);
+    }
+
+    /// After its last instance has gone: a network that is not listed goes, too.
+    pub(super) fn remove_if_done(&mut self, id: &NetworkId) {
+        let in_use = self.instances.values().any(|instance| instance.network == *id);
+        let listed = self.networks.get(id).is_none_or(|network| network.role == Role::Listed);
+        if !in_use && !listed {
+            self.remove_network(id);
+        }
+    }
+}
+
+fn bridge_address(wanted: &Wanted, index: Index) -> LinkAddress {
+    LinkAddress { index, address: wanted.gateway, prefix: wanted.subnet.prefix() }
+}
+
+/// A subnet that the host already reaches elsewhere would cut the host off.
+fn check_routes(wanted: &Wanted, view: &View, own: Option<Index>) -> Result<(), Error> {
+    let ours = |index: Index| {
+        let link = view.links.iter().find(|link| link.index == index);
+        Some(index) == own || link.is_some_and(|l| naming::network_of_alias(&l.alias).is_some())
+    };
+    let clash = view.routes.iter().find(|route| {
+        let subnet = Subnet::of_route(route.destination, route.prefix);
+        route.connected
+            && route.destination != Ipv4Addr::UNSPECIFIED
+            && subnet.overlaps(&wanted.subnet)
+            && !ours(route.link)
+    });
+    let Some(route) = clash else { return Ok(()) };
+    let link = view.links.iter().find(|link| link.index == route.link);
+    let name = link.map_or("an interface", |link| link.name.as_str());
+    let subnet = Subnet::of_route(route.destination, route.prefix);
+    Err(Error::Overlap { subnet: wanted.subnet.to_string(), other: format!("{subnet} on {name}") })
+}

@@ -1,0 +1,282 @@
+//! State of all networks on this host, and what happens to it over time.
+//!
+//! Runs on the net thread. `networks` and `instances` are what this life of the daemon has set up
+//! or taken over; `left` is what it found in the kernel at its start and nobody has claimed yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::{debug, error, info, warn};
+use nix::errno::Errno;
+
+use super::channel::Channel;
+use super::error::Error;
+use super::firewall::Firewall;
+use super::names;
+use super::naming::{self, LinkName};
+use super::plan::Wanted;
+use super::rtnl::{self, Index, Link};
+use super::rules::{self, Entry};
+use super::settings::NetworkSettings;
+use super::wire::Messages;
+use crate::model::id::{InstanceId, NetworkId};
+use crate::sys::netlink::Family;
+use crate::sys::netns::{self, HostNs};
+use crate::sys::time::monotonic;
+
+/// Our interfaces have indices that the kernel does not give out by itself, so that one send can
+/// create a link and name it in the messages that follow.
+const FIRST_INDEX: Index = 1_000_000;
+/// Interface index of `eth0` in a new namespace.
+pub(super) const PEER_INDEX: Index = 2;
+/// The kernel takes a veth apart some 50 ms after its namespace; if it has not by then, something
+/// holds the namespace and the link is deleted.
+const FADE_TIME: Duration = Duration::from_secs(2);
+
+/// Everything on the host that has to do with networks.
+#[derive(Debug)]
+pub(super) struct Domain {
+    pub(super) settings: NetworkSettings,
+    pub(super) host: HostNs,
+    pub(super) links: Channel,
+    pub(super) firewall: Firewall,
+    pub(super) networks: BTreeMap<NetworkId, Bridged>,
+    pub(super) instances: BTreeMap<InstanceId, Attached>,
+    pub(super) left: Left,
+    pub(super) peer_index: Index,
+    pub(super) ipv6: bool,
+    pub(super) generation: u16,
+    /// The kernel cannot make VLANs; said once.
+    pub(super) vlan_unsupported: bool,
+    next_index: Index,
+    /// Cut off links that the kernel is about to delete.
+    fading: Vec<(Index, Duration)>,
+}
+
+/// A network of this node.
+#[derive(Clone, Debug)]
+pub(super) struct Bridged {
+    pub(super) wanted: Wanted,
+    pub(super) role: Role,
+    /// `None`: it could not be set up yet and is tried again.
+    pub(super) standing: Option<Standing>,
+}
+
+/// Why a network exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    /// The CM lists it.
+    Listed,
+    /// The CM never listed it, but an instance needed it.
+    Implicit,
+    /// No longer listed; goes with its last instance, at this time at the latest.
+    Draining { until: Duration },
+}
+
+/// The links of a network.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub(super) bridge: LinkName,
+    pub(super) index: Index,
+    pub(super) mtu: u32,
+    pub(super) vlan: Option<Index>,
+}
+
+/// What an instance has.
+#[derive(Clone, Debug)]
+pub(super) struct Attached {
+    pub(super) network: NetworkId,
+    /// `None`: loopback only.
+    pub(super) wired: Option<Wired>,
+    pub(super) names: Vec<String>,
+    pub(super) dns_servers: Vec<IpAddr>,
+    pub(super) etc_dir: PathBuf,
+}
+
+/// Link and address of an instance.
+#[derive(Clone, Debug)]
+pub(super) struct Wired {
+    pub(super) address: Ipv4Addr,
+    pub(super) veth: Index,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// What an earlier life of the daemon left in the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    pub(super) instances: BTreeMap<InstanceId, Vec<Link>>,
+    pub(super) networks: BTreeMap<NetworkId, Vec<Link>>,
+}
+
+impl Domain {
+    /// Opens sockets and the namespace of the host; changes nothing.
+    pub(super) fn open(mut settings: NetworkSettings) -> Result<Self, Error> {
+        settings.hosts.retain(|host| {
+            let checked = names::check_host(host);
+            if let Err(err) = &checked {
+                warn!("ignoring configured host err={err}");
+            }
+            checked.is_ok()
+        });
+        let host = HostNs::open()
+            .map_err(|source| Error::Socket { operation: "open own network namespace", source })?;
+        Ok(Self {
+            host,
+            links: Channel::open(Family::Route)?,
+            firewall: Firewall::open(settings.firewall, settings.open_inbound)?,
+            settings,
+            networks: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            left: Left::default(),
+            peer_index: PEER_INDEX,
+            ipv6: std::path::Path::new("/proc/sys/net/ipv6").exists(),
+            generation: 0,
+            vlan_unsupported: false,
+            next_index: FIRST_INDEX,
+            fading: Vec::new(),
+        })
+    }
+
+    /// Finds what is left of an earlier life and installs the rules. Errors are not fatal: what
+    /// needs the missing part fails with its reason, and each attach tries again.
+    pub(super) fn start(&mut self) {
+        match rtnl::links(&mut self.links) {
+            Ok(links) => self.find_left(links),
+            Err(err) => error!("cannot list links err={err}"),
+        }
+        if let Err(err) = self.firewall.start() {
+            error!("cannot install firewall rules err={}", chain(&err));
+        }
+    }
+
+    fn find_left(&mut self, links: Vec<Link>) {
+        for link in links {
+            if let Some(id) = naming::instance_of_alias(&link.alias) {
+                self.next_index = self.next_index.max(link.index + 1);
+                self.left.instances.entry(id).or_default().push(link);
+            } else if let Some(id) = naming::network_of_alias(&link.alias) {
+                self.next_index = self.next_index.max(link.index + 1);
+                self.left.networks.entry(id).or_default().push(link);
+            }
+        }
+        let (instances, networks) = (self.left.instances.len(), self.left.networks.len());
+        debug!("links of an earlier life instances={instances} networks={networks}");
+    }
+
+    pub(super) fn take_index(&mut self) -> Index {
+        let index = self.next_index;
+        self.next_index = index.checked_add(1).filter(|i| *i <= i32::MAX as u32).unwrap_or(FIRST_INDEX);
+        index
+    }
+
+    /// Instances of which a namespace or a link exists. A namespace alone counts only if it has
+    /// the name of an instance that also has a bundle: others make namespaces, too.
+    pub(super) fn survey(&self) -> Vec<InstanceId> {
+        let mut ids: BTreeSet<InstanceId> = self.left.instances.keys().cloned().collect();
+        ids.extend(self.instances.keys().cloned());
+        let bundles = self.settings.run_dir.join("runtime");
+        match netns::list() {
+            Ok(names) => ids.extend(
+                names
+                    .iter()
+                    .filter(|name| naming::is_instance_id(name) && bundles.join(name).exists())
+                    .map(|name| InstanceId::new(name)),
+            ),
+            Err(err) => error!("cannot list network namespaces err={err}"),
+        }
+        ids.into_iter().collect()
+    }
+
+    /// Removes what was left and claimed by nobody.
+    pub(super) fn keep(&mut self, keep: &[InstanceId]) {
+        for id in self.survey() {
+            if !keep.contains(&id) && !self.instances.contains_key(&id) {
+                info!("removing network of a former instance instance={id}");
+                if let Err(err) = self.detach(&id) {
+                    error!("cannot remove network of a former instance instance={id} err={}", chain(&err));
+                }
+            }
+        }
+        self.remove_left_networks();
+        let mut wanted: BTreeSet<Entry> = BTreeSet::new();
+        for standing in self.networks.values().filter_map(|network| network.standing.as_ref()) {
+            wanted.extend(rules::network_entries(&standing.bridge));
+        }
+        for wired in self.instances.values().filter_map(|instance| instance.wired.as_ref()) {
+            wanted.extend(wired.entries.iter().cloned());
+        }
+        if let Err(err) = self.firewall.retain(&wanted) {
+            error!("cannot remove firewall entries of former instances err={}", chain(&err));
+        }
+    }
+
+    fn remove_left_networks(&mut self) {
+        let left = std::mem::take(&mut self.left.networks);
+        for (id, links) in left {
+            let standing = self.networks.get(&id).and_then(|network| network.standing.as_ref());
+            let used = |index| standing.is_some_and(|s| s.index == index || s.vlan == Some(index));
+            let unused: Vec<Index> =
+                links.iter().map(|link| link.index).filter(|index| !used(*index)).collect();
+            if !unused.is_empty() {
+                info!("removing links of a former network network={id}");
+                self.delete_links(&unused);
+            }
+        }
+    }
+
+    /// Deletes links; errors are logged, a missing link is success.
+    pub(super) fn delete_links(&mut self, indices: &[Index]) {
+        for index in indices {
+            let mut messages = Messages::new();
+            rtnl::delete_link(&mut messages, *index);
+            match self.links.execute(&mut messages) {
+                Err(Error::Kernel(refusal)) if refusal.errno == Errno::ENODEV => {}
+                Err(err) => error!("cannot delete link index={index} err={}", chain(&err)),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// The kernel is about to delete this link; looks after it later.
+    pub(super) fn watch_fading(&mut self, index: Index) {
+        self.fading.push((index, monotonic() + FADE_TIME));
+    }
+
+    /// When `tick` has something to do.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        let draining = self.networks.values().filter_map(|network| match network.role {
+            Role::Draining { until } => Some(until),
+            _ => None,
+        });
+        self.fading.iter().map(|(_, at)| *at).chain(draining).min()
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self, now: Duration) {
+        let due = |at: &Duration| *at <= now;
+        if !self.next_deadline().is_some_and(|at| due(&at)) {
+            return;
+        }
+        let (gone, fading) = self.fading.drain(..).partition(|(_, at)| due(at));
+        self.fading = fading;
+        let gone: Vec<(Index, Duration)> = gone;
+        self.delete_links(&gone.iter().map(|(index, _)| *index).collect::<Vec<_>>());
+        let drained: Vec<NetworkId> = self
+            .networks
+            .iter()
+            .filter(|(_, network)| matches!(network.role, Role::Draining { until } if until <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in drained {
+            warn!("removed network still has instances; detaching them network={id}");
+            self.remove_network(&id);
+        }
+    }
+}
+
+/// An error with its causes, for the log.
+pub(super) fn chain(error: &Error) -> String {
+    crate::model::status::chain(error)
+}

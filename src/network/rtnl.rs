@@ -1,0 +1,402 @@
+//! Pure: the rtnetlink messages that we send, and links, addresses and routes as the kernel lists
+//! them. One function per message; what belongs together is composed in `bridge` and `attach`.
+
+use std::net::Ipv4Addr;
+
+use super::channel::{self, Channel};
+use super::error::Error;
+use super::naming::LinkName;
+use super::wire::{self, Message, Messages, Payload};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_PROTINFO: u16 = 12;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
+const IFLA_BR_FORWARD_DELAY: u16 = 1;
+const IFLA_BR_STP_STATE: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_VLAN_ID: u16 = 1;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_INET_CONF: u16 = 1;
+const DEVCONF_ARP_NOTIFY: u16 = 22;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const ADDR_GEN_MODE_NONE: u8 = 1;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_TABLE: u16 = 15;
+
+const AF_UNSPEC: u8 = 0;
+const AF_INET: u8 = 2;
+const AF_BRIDGE: u8 = 7;
+const AF_INET6: u16 = 10;
+const IFF_UP: u32 = 1;
+const ARPHRD_ETHER: u16 = 1;
+const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_UNSPEC: u8 = 0;
+const RTPROT_STATIC: u8 = 4;
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+const RTN_UNICAST: u8 = 1;
+const LINK_HEADER: usize = 16;
+const ADDRESS_HEADER: usize = 8;
+const ROUTE_HEADER: usize = 12;
+
+/// Group number of all our links, so that `ip link show group` tells them at a glance.
+const LINK_GROUP: u32 = 0x0061_6f73;
+/// Loopback of a new namespace.
+pub(super) const LOOPBACK_INDEX: u32 = 1;
+/// Name of the interface of an instance.
+pub(super) const INSTANCE_INTERFACE: &str = "eth0";
+
+/// Index of a network interface.
+pub(super) type Index = u32;
+/// Ethernet address.
+pub(super) type Mac = [u8; 6];
+
+/// What a new bridge is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewBridge<'a> {
+    pub(super) index: Index,
+    pub(super) name: &'a LinkName,
+    pub(super) mac: Mac,
+    pub(super) mtu: u32,
+}
+
+pub(super) fn new_bridge(messages: &mut Messages, bridge: &NewBridge<'_>) {
+    messages.add("create bridge", RTM_NEWLINK, channel::CREATE_NEW, |p| {
+        link_header(p, AF_UNSPEC, bridge.index, IFF_UP, IFF_UP);
+        p.text(IFLA_IFNAME, bridge.name);
+        p.attribute(IFLA_ADDRESS, &bridge.mac);
+        p.u32(IFLA_GROUP, LINK_GROUP);
+        p.u32(IFLA_MTU, bridge.mtu);
+        p.group(IFLA_LINKINFO, |p| {
+            p.text(IFLA_INFO_KIND, "bridge");
+            p.group(IFLA_INFO_DATA, |p| {
+                p.u32(IFLA_BR_STP_STATE, 0);
+                p.u32(IFLA_BR_FORWARD_DELAY, 0);
+            });
+        });
+    });
+}
+
+/// What a new VLAN interface is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewVlan<'a> {
+    pub(super) index: Index,
+    pub(super) name: &'a LinkName,
+    pub(super) parent: Index,
+    pub(super) bridge: Index,
+    pub(super) vlan_id: u16,
+}
+
+pub(super) fn new_vlan(messages: &mut Messages, vlan: &NewVlan<'_>) {
+    messages.add("create vlan", RTM_NEWLINK, channel::CREATE_NEW, |p| {
+        link_header(p, AF_UNSPEC, vlan.index, IFF_UP, IFF_UP);
+        p.text(IFLA_IFNAME, vlan.name);
+        p.u32(IFLA_LINK, vlan.parent);
+        p.u32(IFLA_MASTER, vlan.bridge);
+        p.u32(IFLA_GROUP, LINK_GROUP);
+        p.group(IFLA_LINKINFO, |p| {
+            p.text(IFLA_INFO_KIND, "vlan");
+            p.group(IFLA_INFO_DATA, |p| p.u16(IFLA_VLAN_ID, vlan.vlan_id));
+        });
+    });
+}
+
+/// What a new veth pair is: one end in the bridge, the other inside the instance.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewVeth<'a> {
+    pub(super) index: Index,
+    pub(super) name: &'a LinkName,
+    pub(super) bridge: Index,
+    pub(super) mtu: u32,
+    pub(super) peer_index: Index,
+    pub(super) peer_mac: Mac,
+    /// Descriptor of the namespace of the other end.
+    pub(super) peer_namespace: i32,
+}
+
+pub(super) fn new_veth(messages: &mut Messages, veth: &NewVeth<'_>) {
+    messages.add("create veth", RTM_NEWLINK, channel::CREATE_NEW, |p| {
+        link_header(p, AF_UNSPEC, veth.index, IFF_UP, IFF_UP);
+        p.text(IFLA_IFNAME, veth.name);
+        p.u32(IFLA_MTU, veth.mtu);
+        p.u32(IFLA_MASTER, veth.bridge);
+        one_queue(p);
+        p.u32(IFLA_GROUP, LINK_GROUP);
+        p.group(IFLA_LINKINFO, |p| {
+            p.text(IFLA_INFO_KIND, "veth");
+            p.group(IFLA_INFO_DATA, |p| p.group(VETH_INFO_PEER, |p| veth_peer(p, veth)));
+        });
+    });
+}
+
+fn veth_peer(p: &mut Payload<'_>, veth: &NewVeth<'_>) {
+    link_header(p, AF_UNSPEC, veth.peer_index, 0, 0);
+    p.text(IFLA_IFNAME, INSTANCE_INTERFACE);
+    p.u32(IFLA_MTU, veth.mtu);
+    p.attribute(IFLA_ADDRESS, &veth.peer_mac);
+    one_queue(p);
+    p.attribute(IFLA_NET_NS_FD, &veth.peer_namespace.to_ne_bytes());
+}
+
+/// One queue per direction saves about 10 kB for each further CPU.
+fn one_queue(p: &mut Payload<'_>) {
+    p.u32(IFLA_NUM_TX_QUEUES, 1);
+    p.u32(IFLA_NUM_RX_QUEUES, 1);
+}
+
+/// The kernel ignores an alias in the message that creates a link.
+pub(super) fn set_alias(messages: &mut Messages, index: Index, alias: &str) {
+    messages.add("set alias", RTM_SETLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, 0);
+        // Not terminated: the kernel takes the whole attribute.
+        p.attribute(IFLA_IFALIAS, alias.as_bytes());
+    });
+}
+
+/// Lets an instance reach its own address through the bridge.
+pub(super) fn set_hairpin(messages: &mut Messages, index: Index) {
+    messages.add("set hairpin", RTM_SETLINK, channel::REQUEST, |p| {
+        link_header(p, AF_BRIDGE, index, 0, 0);
+        p.nested(IFLA_PROTINFO, |p| p.u8(IFLA_BRPORT_MODE, 1));
+    });
+}
+
+pub(super) fn set_up(messages: &mut Messages, index: Index) {
+    messages.add("set link up", RTM_NEWLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, IFF_UP, IFF_UP);
+    });
+}
+
+/// Puts a link into a bridge and up.
+pub(super) fn enslave(messages: &mut Messages, index: Index, bridge: Index) {
+    messages.add("enslave link", RTM_SETLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, IFF_UP, IFF_UP);
+        p.u32(IFLA_MASTER, bridge);
+    });
+}
+
+/// Cuts a link off at once: down and out of its bridge.
+pub(super) fn cut_off(messages: &mut Messages, index: Index) {
+    messages.add("cut off link", RTM_SETLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, IFF_UP);
+        p.u32(IFLA_MASTER, 0);
+    });
+}
+
+/// Sets what must be set before the interface of an instance goes up: no IPv6 address of its own
+/// (only if the kernel has IPv6), and an announcement of its address to the neighbours.
+pub(super) fn set_address_modes(messages: &mut Messages, index: Index, ipv6: bool) {
+    messages.add("set address modes", RTM_NEWLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, 0);
+        p.group(IFLA_AF_SPEC, |p| {
+            if ipv6 {
+                p.group(AF_INET6, |p| p.u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE));
+            }
+            p.group(u16::from(AF_INET), |p| {
+                p.group(IFLA_INET_CONF, |p| p.u32(DEVCONF_ARP_NOTIFY, 1));
+            });
+        });
+    });
+}
+
+pub(super) fn delete_link(messages: &mut Messages, index: Index) {
+    messages.add("delete link", RTM_DELLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, 0);
+    });
+}
+
+/// An IPv4 address of a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct LinkAddress {
+    pub(super) index: Index,
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix: u8,
+}
+
+pub(super) fn new_address(messages: &mut Messages, address: &LinkAddress, broadcast: Ipv4Addr) {
+    messages.add("add address", RTM_NEWADDR, channel::CREATE_OR_REPLACE, |p| {
+        p.raw(&address_header(address));
+        p.attribute(IFA_LOCAL, &address.address.octets());
+        p.attribute(IFA_ADDRESS, &address.address.octets());
+        p.attribute(IFA_BROADCAST, &broadcast.octets());
+    });
+}
+
+pub(super) fn delete_address(messages: &mut Messages, address: &LinkAddress) {
+    messages.add("delete address", RTM_DELADDR, channel::REQUEST, |p| {
+        p.raw(&address_header(address));
+        p.attribute(IFA_LOCAL, &address.address.octets());
+        p.attribute(IFA_ADDRESS, &address.address.octets());
+    });
+}
+
+/// Sets or replaces the default route.
+pub(super) fn set_default_route(messages: &mut Messages, gateway: Ipv4Addr, link: Index) {
+    messages.add("set default route", RTM_NEWROUTE, channel::CREATE_OR_REPLACE, |p| {
+        let (table, protocol, scope) = (RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE);
+        p.raw(&[AF_INET, 0, 0, 0, table, protocol, scope, RTN_UNICAST, 0, 0, 0, 0]);
+        p.attribute(RTA_GATEWAY, &gateway.octets());
+        p.u32(RTA_OIF, link);
+    });
+}
+
+fn address_header(address: &LinkAddress) -> [u8; ADDRESS_HEADER] {
+    let mut header = [0; ADDRESS_HEADER];
+    header[0] = AF_INET;
+    header[1] = address.prefix;
+    header[4..].copy_from_slice(&address.index.to_ne_bytes());
+    header
+}
+
+fn link_header(p: &mut Payload<'_>, family: u8, index: Index, flags: u32, change: u32) {
+    let mut header = [0; LINK_HEADER];
+    header[0] = family;
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&change.to_ne_bytes());
+    p.raw(&header);
+}
+
+/// A link as the kernel lists it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Link {
+    pub(super) index: Index,
+    pub(super) name: String,
+    pub(super) alias: String,
+    /// `bridge`, `veth`, `vlan`; empty for hardware.
+    pub(super) kind: String,
+    /// Index of its bridge, 0 = none.
+    pub(super) master: Index,
+    pub(super) mtu: u32,
+    pub(super) up: bool,
+    pub(super) ethernet: bool,
+}
+
+/// All links of the namespace of the channel.
+pub(super) fn links(channel: &mut Channel) -> Result<Vec<Link>, Error> {
+    let mut request = Messages::new();
+    request.add("list links", RTM_GETLINK, channel::DUMP, |p| {
+        link_header(p, AF_UNSPEC, 0, 0, 0);
+    });
+    channel.dump(&mut request, parse_link)
+}
+
+fn parse_link(message: &Message<'_>) -> Option<Link> {
+    if message.kind != RTM_NEWLINK {
+        return None;
+    }
+    let index = wire::read_u32(message.body, 4)?;
+    let up = wire::read_u32(message.body, 8)? & IFF_UP != 0;
+    let ethernet = wire::read_u16(message.body, 2)? == ARPHRD_ETHER;
+    let mut link = Link { index, up, ethernet, ..Link::default() };
+    for (kind, value) in wire::attributes(message.body.get(LINK_HEADER..)?) {
+        match kind {
+            IFLA_IFNAME => link.name = wire::text(value).to_owned(),
+            IFLA_IFALIAS => link.alias = wire::text(value).to_owned(),
+            IFLA_MTU => link.mtu = wire::read_u32(value, 0)?,
+            IFLA_MASTER => link.master = wire::read_u32(value, 0)?,
+            IFLA_LINKINFO => {
+                let kind = wire::find(value, IFLA_INFO_KIND).map(wire::text);
+                link.kind = kind.unwrap_or_default().to_owned();
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// All IPv4 addresses of the namespace of the channel.
+pub(super) fn addresses(channel: &mut Channel) -> Result<Vec<LinkAddress>, Error> {
+    let mut request = Messages::new();
+    request.add("list addresses", RTM_GETADDR, channel::DUMP, |p| {
+        p.raw(&[AF_INET, 0, 0, 0, 0, 0, 0, 0]);
+    });
+    channel.dump(&mut request, parse_address)
+}
+
+fn parse_address(message: &Message<'_>) -> Option<LinkAddress> {
+    if message.kind != RTM_NEWADDR || *message.body.first()? != AF_INET {
+        return None;
+    }
+    let attributes = message.body.get(ADDRESS_HEADER..)?;
+    let local =
+        wire::find(attributes, IFA_LOCAL).or_else(|| wire::find(attributes, IFA_ADDRESS))?;
+    Some(LinkAddress {
+        index: wire::read_u32(message.body, 4)?,
+        address: ipv4(local)?,
+        prefix: *message.body.get(1)?,
+    })
+}
+
+/// An IPv4 route of the main table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Route {
+    pub(super) destination: Ipv4Addr,
+    pub(super) prefix: u8,
+    pub(super) link: Index,
+    pub(super) metric: u32,
+    pub(super) gateway: Option<Ipv4Addr>,
+    /// The destination is reached without a router.
+    pub(super) connected: bool,
+}
+
+/// The unicast routes of the main table.
+pub(super) fn routes(channel: &mut Channel) -> Result<Vec<Route>, Error> {
+    let mut request = Messages::new();
+    request.add("list routes", RTM_GETROUTE, channel::DUMP, |p| {
+        p.raw(&[AF_INET, 0, 0, 0, RT_TABLE_UNSPEC, 0, 0, 0, 0, 0, 0, 0]);
+    });
+    channel.dump(&mut request, parse_route)
+}
+
+fn parse_route(message: &Message<'_>) -> Option<Route> {
+    let header = message.body.get(..ROUTE_HEADER)?;
+    let attributes = message.body.get(ROUTE_HEADER..)?;
+    let table = wire::find(attributes, RTA_TABLE).and_then(|value| wire::read_u32(value, 0));
+    let in_main = table.unwrap_or(u32::from(header[4])) == u32::from(RT_TABLE_MAIN);
+    if message.kind != RTM_NEWROUTE || header[0] != AF_INET || header[7] != RTN_UNICAST || !in_main
+    {
+        return None;
+    }
+    let number = |kind| wire::find(attributes, kind).and_then(|value| wire::read_u32(value, 0));
+    Some(Route {
+        destination: wire::find(attributes, RTA_DST).and_then(ipv4).unwrap_or(Ipv4Addr::UNSPECIFIED),
+        prefix: header[1],
+        link: number(RTA_OIF)?,
+        metric: number(RTA_PRIORITY).unwrap_or(0),
+        gateway: wire::find(attributes, RTA_GATEWAY).and_then(ipv4),
+        connected: header[6] == RT_SCOPE_LINK,
+    })
+}
+
+fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
+    Some(Ipv4Addr::from(<[u8; 4]>::try_from(value.get(..4)?).ok()?))
+}

@@ -1,0 +1,116 @@
+//! Netlink sockets: opening with the options that we always want, sending and receiving whole
+//! buffers. Any thread; a socket belongs to the network namespace of the thread that opened it.
+//!
+//! neli's `NlSocket` is the base. What it lacks is added here: the receive time-out, forced buffer
+//! sizes and the capped acknowledgement. Messages are encoded in `network::wire`.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use neli::consts::socket::{Msg, NlFamily};
+use neli::socket::NlSocket;
+use neli::utils::Groups;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+/// The kernel answers requests at once; only a broken kernel lets us wait this long.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Holds the largest transaction and the acknowledgements of a failing one.
+const BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Subsystem that a socket talks to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// Links, addresses, routes, queueing disciplines.
+    Route,
+    /// nf_tables.
+    Netfilter,
+}
+
+/// A bound netlink socket, close-on-exec.
+pub struct Netlink {
+    socket: NlSocket,
+}
+
+impl std::fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Netlink").field("fd", &self.socket.as_raw_fd()).finish()
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is owned by `self.socket`, is open as long as that lives, and the
+        // borrow ends with `self`.
+        unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
+    }
+}
+
+impl Netlink {
+    /// A socket for requests: blocking with a time-out, texts of errors, large buffers.
+    pub fn for_requests(family: Family) -> io::Result<Self> {
+        let netlink = Self::for_few_requests(family)?;
+        netlink.cap_acknowledgements()?;
+        // A kernel without strict checking (before 4.20) filters nothing, which we do anyway.
+        let _ = netlink.socket.enable_strict_checking(true);
+        setsockopt(&netlink, sockopt::SndBufForce, &BUFFER_BYTES)?;
+        setsockopt(&netlink, sockopt::RcvBufForce, &BUFFER_BYTES)?;
+        Ok(netlink)
+    }
+
+    /// The same with the fewest system calls, for a handful of messages.
+    pub fn for_few_requests(family: Family) -> io::Result<Self> {
+        let family = match family {
+            Family::Route => NlFamily::Route,
+            Family::Netfilter => NlFamily::Netfilter,
+        };
+        let socket = NlSocket::connect(family, None, Groups::empty())?;
+        socket.enable_ext_ack(true)?;
+        let netlink = Self { socket };
+        let seconds = i64::try_from(RECEIVE_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
+        setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
+        Ok(netlink)
+    }
+
+    /// Sends one or more messages in one call.
+    pub fn send(&self, messages: &[u8]) -> io::Result<()> {
+        loop {
+            match self.socket.send(messages, Msg::empty()) {
+                Ok(sent) if sent == messages.len() => return Ok(()),
+                Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Receives one datagram and returns its length. `WouldBlock` = nothing came in time.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.socket.recv(&mut *buffer, Msg::empty()) {
+                Ok((length, _)) => return Ok(length),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Errors do not carry a copy of the request: a refused batch of 500 kB fits the buffer.
+    fn cap_acknowledgements(&self) -> io::Result<()> {
+        let on: libc::c_int = 1;
+        let length = libc::socklen_t::try_from(size_of::<libc::c_int>())
+            .expect("the size of an int fits any integer type");
+        // SAFETY: `on` is a live int and `length` is its size; the kernel only reads it.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_NETLINK,
+                libc::NETLINK_CAP_ACK,
+                (&raw const on).cast(),
+                length,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
