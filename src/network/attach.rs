@@ -60,8 +60,12 @@ impl Domain {
         if let Err(err) = self.detach(&id) {
             warn!("cannot remove old network of instance instance={id} err={}", chain(&err));
         }
-        let place = self.find_place(&attachment)?;
-        let result = self.build(&attachment, place.as_ref());
+        let mut place = self.find_place(&attachment)?;
+        let mut result = self.build(&attachment, place.as_ref());
+        if result.is_err() && self.is_in_doubt(&attachment.network) {
+            place = self.find_place(&attachment)?;
+            result = self.build(&attachment, place.as_ref());
+        }
         match result {
             Ok(wired) => {
                 let address = place.map(|place| place.address);
@@ -149,7 +153,11 @@ impl Domain {
         let gateway = subnet.first();
         if gateway == address {
             let text = address.to_string();
-            return Err(Error::invalid("ip", &text, "is needed by the node: its network is unknown"));
+            return Err(Error::invalid(
+                "ip",
+                &text,
+                "is needed by the node: its network is unknown",
+            ));
         }
         if let Some(other) = self.networks.values().find(|n| n.wanted.subnet.overlaps(&subnet)) {
             let other = format!("network {} with {}", other.wanted.id, other.wanted.subnet);
@@ -237,7 +245,12 @@ impl Domain {
     }
 
     /// The pair, its alias and hairpin in one send.
-    fn create_veth(&mut self, id: &InstanceId, place: &Place, inside: &File) -> Result<Index, Error> {
+    fn create_veth(
+        &mut self,
+        id: &InstanceId,
+        place: &Place,
+        inside: &File,
+    ) -> Result<Index, Error> {
         for _ in 0..LINK_ATTEMPTS {
             let index = self.take_index();
             self.generation = self.generation.wrapping_add(1);
@@ -276,7 +289,11 @@ impl Domain {
         Err(Error::NoFreeLink { attempts: LINK_ATTEMPTS })
     }
 
-    /// A link could not be created: perhaps somebody deleted the bridge. The next attach looks.
+    fn is_in_doubt(&self, network: &NetworkId) -> bool {
+        self.networks.get(network).is_some_and(|network| network.standing.is_none())
+    }
+
+    /// A link could not be created: perhaps somebody deleted the bridge.
     fn doubt_network(&mut self, bridge: Index) {
         for network in self.networks.values_mut() {
             if network.standing.as_ref().is_some_and(|standing| standing.index == bridge) {
@@ -462,8 +479,11 @@ fn set_gateway(channel: &mut Channel, gateway: Ipv4Addr) -> Result<(), Error> {
 
 fn write(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = directory.join(name);
-    sys::fs::write_volatile(&path, text.as_bytes(), FILE_MODE)
-        .map_err(|source| Error::File { operation: "write", path, source })
+    sys::fs::write_volatile(&path, text.as_bytes(), FILE_MODE).map_err(|source| Error::File {
+        operation: "write",
+        path,
+        source,
+    })
 }
 
 fn unmount_namespace(id: &InstanceId) -> Result<(), Error> {

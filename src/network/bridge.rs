@@ -102,7 +102,10 @@ impl Domain {
         let Some(known) = self.networks.get_mut(&id) else { return Ok(()) };
         let old = std::mem::replace(&mut known.wanted, wanted);
         let Some(mut standing) = known.standing.take() else { return Ok(()) };
-        info!("network changes network={id} address={} vlan={}", known.wanted.gateway, known.wanted.vlan_id);
+        info!(
+            "network changes network={id} address={} vlan={}",
+            known.wanted.gateway, known.wanted.vlan_id
+        );
         let wanted = known.wanted.clone();
         if old.vlan_id != wanted.vlan_id {
             self.delete_links(&standing.vlan.take().into_iter().collect::<Vec<_>>());
@@ -185,7 +188,8 @@ impl Domain {
         view: &View,
     ) -> Result<(Index, LinkName), Error> {
         let taken = |name: &LinkName| view.links.iter().any(|link| link.name == name.as_str());
-        let name = (0..=u8::MAX).map(|variant| naming::bridge(&wanted.id, variant)).find(|n| !taken(n));
+        let name =
+            (0..=u8::MAX).map(|variant| naming::bridge(&wanted.id, variant)).find(|n| !taken(n));
         let name = name.ok_or(Error::NoFreeLink { attempts: u32::from(u8::MAX) + 1 })?;
         for _ in 0..LINK_ATTEMPTS {
             let index = self.take_index();
@@ -193,10 +197,15 @@ impl Domain {
             let mut messages = Messages::new();
             rtnl::new_bridge(&mut messages, &NewBridge { index, name: &name, mac, mtu });
             rtnl::set_alias(&mut messages, index, &naming::network_alias(&wanted.id));
-            rtnl::new_address(&mut messages, &bridge_address(wanted, index), wanted.subnet.broadcast());
+            rtnl::new_address(
+                &mut messages,
+                &bridge_address(wanted, index),
+                wanted.subnet.broadcast(),
+            );
             match self.links.execute(&mut messages) {
                 Ok(()) => return Ok((index, name)),
-                Err(Error::Kernel(refusal)) if refusal.index == 0 && refusal.errno == Errno::EBUSY => {}
+                Err(Error::Kernel(refusal))
+                    if refusal.index == 0 && refusal.errno == Errno::EBUSY => {}
                 Err(err) => {
                     let created = !matches!(&err, Error::Kernel(refusal) if refusal.index == 0);
                     if created {
@@ -226,11 +235,12 @@ impl Domain {
             rtnl::set_up(&mut messages, index);
         }
         let own: Vec<&LinkAddress> = view.addresses.iter().filter(|a| a.index == index).collect();
+        // The kernel deletes younger addresses of the subnet together with the oldest one.
+        for other in own.iter().filter(|other| ***other != address) {
+            rtnl::delete_address(&mut messages, other);
+        }
         if !own.contains(&&address) {
             rtnl::new_address(&mut messages, &address, wanted.subnet.broadcast());
-        }
-        for other in own.into_iter().filter(|other| **other != address) {
-            rtnl::delete_address(&mut messages, other);
         }
         self.links.execute(&mut messages)?;
         let name = LinkName::try_from(link.name.as_str())
@@ -251,7 +261,9 @@ impl Domain {
             })?;
         }
         let accept_ra = format!("/proc/sys/net/ipv6/conf/{bridge}/accept_ra");
-        if self.ipv6 && let Err(err) = sys::fs::write_existing(Path::new(&accept_ra), "0") {
+        if self.ipv6
+            && let Err(err) = sys::fs::write_existing(Path::new(&accept_ra), "0")
+        {
             warn!("bridge may take router advertisements bridge={bridge} err={err}");
         }
         Ok(())
@@ -274,9 +286,8 @@ impl Domain {
         } else {
             view.links.iter().find(|link| link.name == self.settings.vlan_parent)
         };
-        let parent = parent.filter(|link| {
-            link.ethernet && naming::network_of_alias(&link.alias).is_none()
-        });
+        let parent =
+            parent.filter(|link| link.ethernet && naming::network_of_alias(&link.alias).is_none());
         if parent.is_none() {
             warn!("no VLAN for network: no Ethernet interface leads out network={id}");
         }
@@ -313,7 +324,12 @@ impl Domain {
         }
     }
 
-    fn create_vlan(&mut self, wanted: &Wanted, parent: Index, bridge: Index) -> Result<Index, Error> {
+    fn create_vlan(
+        &mut self,
+        wanted: &Wanted,
+        parent: Index,
+        bridge: Index,
+    ) -> Result<Index, Error> {
         let vlan_id = u16::try_from(wanted.vlan_id).unwrap_or(0);
         let (index, name) = (self.take_index(), naming::vlan(&wanted.id, 0));
         let mut messages = Messages::new();

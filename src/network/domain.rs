@@ -167,7 +167,8 @@ impl Domain {
 
     pub(super) fn take_index(&mut self) -> Index {
         let index = self.next_index;
-        self.next_index = index.checked_add(1).filter(|i| *i <= i32::MAX as u32).unwrap_or(FIRST_INDEX);
+        self.next_index =
+            index.checked_add(1).filter(|i| *i <= i32::MAX as u32).unwrap_or(FIRST_INDEX);
         index
     }
 
@@ -195,7 +196,10 @@ impl Domain {
             if !keep.contains(&id) && !self.instances.contains_key(&id) {
                 info!("removing network of a former instance instance={id}");
                 if let Err(err) = self.detach(&id) {
-                    error!("cannot remove network of a former instance instance={id} err={}", chain(&err));
+                    error!(
+                        "cannot remove network of a former instance instance={id} err={}",
+                        chain(&err)
+                    );
                 }
             }
         }

@@ -197,7 +197,10 @@ fn survey(channel: &mut Channel) -> Result<Found, Error> {
     for chain in list(channel, &mut nft::list_chains(), nft::parse_chain)? {
         if chain.table != TABLE {
             if chain.hook == Some(nft::HOOK_FORWARD) && chain.drops {
-                warn!("a foreign chain drops forwarded packets table={} chain={}", chain.table, chain.name);
+                warn!(
+                    "a foreign chain drops forwarded packets table={} chain={}",
+                    chain.table, chain.name
+                );
             }
         } else if is_ours(&chain.name) {
             found.chains.push(chain.name);

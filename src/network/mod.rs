@@ -32,9 +32,9 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use log::{error, info};
 use mio::{Events, Poll, Token, Waker};
 
+use self::domain::Domain;
 pub use self::error::{Error, Refusal};
 pub use self::settings::NetworkSettings;
-use self::domain::Domain;
 use crate::model::desired::NetworkParams;
 use crate::model::event::Event;
 use crate::model::failure::Failure;
@@ -69,7 +69,7 @@ pub struct NetHandle(Arc<Sending>);
 struct Sending {
     /// `None` only while the last handle is dropped.
     requests: Option<Sender<NetRequest>>,
-    waker: Waker,
+    waker: Arc<Waker>,
 }
 
 impl Drop for Sending {
@@ -97,9 +97,8 @@ impl NetHandle {
     /// Ends the thread after what is queued before. Links, namespaces and rules stay.
     pub fn stop(&self) {
         // A full queue drains within milliseconds; a closed one has no thread left.
-        let stopped = self.requests().map(|requests| {
-            requests.send_timeout(NetRequest::Stop, REPLY_DEADLINE)
-        });
+        let stopped =
+            self.requests().map(|requests| requests.send_timeout(NetRequest::Stop, REPLY_DEADLINE));
         if matches!(stopped, Some(Ok(()))) {
             self.wake();
         }
@@ -129,13 +128,13 @@ impl NetHandle {
     fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> NetRequest) -> Result<T, Error> {
         let (reply, answer) = bounded(1);
         let requests = self.requests().ok_or(Error::Closed)?;
-        requests.send_timeout(request(reply), REPLY_DEADLINE).map_err(|unsent| {
-            if unsent.is_timeout() { Error::Timeout } else { Error::Closed }
-        })?;
+        requests
+            .send_timeout(request(reply), REPLY_DEADLINE)
+            .map_err(|unsent| if unsent.is_timeout() { Error::Timeout } else { Error::Closed })?;
         self.wake();
-        answer.recv_timeout(REPLY_DEADLINE).map_err(|missing| {
-            if missing.is_timeout() { Error::Timeout } else { Error::Closed }
-        })
+        answer
+            .recv_timeout(REPLY_DEADLINE)
+            .map_err(|missing| if missing.is_timeout() { Error::Timeout } else { Error::Closed })
     }
 }
 
@@ -170,6 +169,8 @@ impl Network for NetHandle {
 #[derive(Debug)]
 pub struct NetThread {
     poll: Poll,
+    /// A waker that is dropped takes its pending wake-up along; this one outlives the handles.
+    _waker: Arc<Waker>,
     inbox: Receiver<NetRequest>,
     domain: Domain,
 }
@@ -180,11 +181,11 @@ impl NetThread {
     pub fn new(settings: NetworkSettings) -> Result<(Self, NetHandle), Error> {
         let failed = |source| Error::Socket { operation: "create poll", source };
         let poll = Poll::new().map_err(failed)?;
-        let waker = Waker::new(poll.registry(), WAKER).map_err(failed)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(failed)?);
         let (sender, inbox) = bounded(REQUESTS);
         let domain = Domain::open(settings)?;
-        let handle = NetHandle(Arc::new(Sending { requests: Some(sender), waker }));
-        Ok((Self { poll, inbox, domain }, handle))
+        let handle = NetHandle(Arc::new(Sending { requests: Some(sender), waker: waker.clone() }));
+        Ok((Self { poll, _waker: waker, inbox, domain }, handle))
     }
 
     /// Serves until `Stop` or until the last handle is gone. Executed on the thread `net`.

@@ -70,8 +70,7 @@ pub(super) fn hosts_file<'a>(
     hostname: Option<&str>,
     more: impl Iterator<Item = &'a Host>,
 ) -> String {
-    let mut text =
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     let network = Some(network.as_str()).filter(|id| is_hostname(id));
     let names: Vec<&str> = network.into_iter().chain(hostname).collect();
     if let (Some(address), false) = (address, names.is_empty()) {
@@ -194,7 +193,11 @@ mod tests {
 
     #[test]
     fn hosts_bytes() {
-        let check = |address: Option<[u8; 4]>, network: &str, hostname: &str, more: &[Host], expect: &str| {
+        let check = |address: Option<[u8; 4]>,
+                     network: &str,
+                     hostname: &str,
+                     more: &[Host],
+                     expect: &str| {
             let hostname = Some(hostname).filter(|name| !name.is_empty());
             let network = NetworkId::new(network);
             let text = hosts_file(address.map(Ipv4Addr::from), &network, hostname, more.iter());
@@ -226,7 +229,12 @@ mod tests {
             assert_eq!(resolv_conf(&name_servers(&sources)), expect);
         };
         let bridge = Some([172, 17, 0, 1]);
-        check(bridge, &["10.0.0.1"], &["9.9.9.9"], "nameserver\t172.17.0.1\nnameserver\t10.0.0.1\n");
+        check(
+            bridge,
+            &["10.0.0.1"],
+            &["9.9.9.9"],
+            "nameserver\t172.17.0.1\nnameserver\t10.0.0.1\n",
+        );
         check(bridge, &["172.17.0.1"], &[], "nameserver\t172.17.0.1\n");
         check(None, &["10.0.0.1"], &["9.9.9.9"], "nameserver\t10.0.0.1\n");
         check(None, &[], &["127.0.0.53", "9.9.9.9", "::1"], "nameserver\t9.9.9.9\n");

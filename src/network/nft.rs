@@ -118,6 +118,15 @@ pub(super) fn new_table(batch: &mut Messages, name: &str) {
     });
 }
 
+/// Only for tests: everything of the OS in the table would go, too.
+#[cfg(test)]
+pub(super) fn delete_table(batch: &mut Messages, name: &str) {
+    const DELTABLE: u16 = 2;
+    add(batch, "delete firewall table", DELTABLE, channel::REQUEST, |p| {
+        p.text(table::NAME, name);
+    });
+}
+
 /// A chain; with a hook it is a base chain with policy accept.
 pub(super) fn new_chain(batch: &mut Messages, table: &str, name: &str, hook: Option<&Hook>) {
     add(batch, "create firewall chain", NEWCHAIN, channel::CREATE, |p| {
@@ -428,9 +437,7 @@ impl Program<'_, '_> {
 
     /// Destination, protocol, port.
     pub(super) fn service(&mut self) -> &mut Self {
-        self.destination()
-            .meta(META_PROTOCOL, PART_9)
-            .payload(PART_10, PAYLOAD_TRANSPORT, 2, 2)
+        self.destination().meta(META_PROTOCOL, PART_9).payload(PART_10, PAYLOAD_TRANSPORT, 2, 2)
     }
 
     /// Continues if the destination is in the network.

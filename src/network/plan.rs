@@ -42,8 +42,9 @@ impl Subnet {
     /// Reads `a.b.c.d/prefix` with a prefix of 8 to 30 and no host bits.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let invalid = |reason| Error::invalid("subnet", text, reason);
-        let (address, prefix) =
-            text.split_once('/').ok_or_else(|| invalid("must be an address and a prefix length"))?;
+        let (address, prefix) = text
+            .split_once('/')
+            .ok_or_else(|| invalid("must be an address and a prefix length"))?;
         let network = parse_ipv4("subnet", address)?;
         let digits = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_digit());
         let prefix = prefix.parse().ok().filter(|_| digits);
@@ -144,9 +145,7 @@ fn check_network_id(id: &NetworkId) -> Result<(), Error> {
 }
 
 /// The valid networks of a list, the last one of each id, and the reasons why others are not.
-pub(super) fn check_networks(
-    list: &[NetworkParams],
-) -> (Vec<Wanted>, Vec<(NetworkId, Error)>) {
+pub(super) fn check_networks(list: &[NetworkParams]) -> (Vec<Wanted>, Vec<(NetworkId, Error)>) {
     let mut newest: BTreeMap<&NetworkId, &NetworkParams> = BTreeMap::new();
     for params in list {
         newest.insert(&params.id, params);
@@ -267,7 +266,10 @@ fn allowed(
         let protocol = parse_protocol(&rule.proto)?;
         let port = parse_port(&rule.dst_port)?;
         if !rule.src_ip.is_empty() && rule.src_ip.parse().ok() != own.map(IpAddr::V4) {
-            warn!("rule is for another source; using the instance's instance={id} source={:?}", rule.src_ip);
+            warn!(
+                "rule is for another source; using the instance's instance={id} source={:?}",
+                rule.src_ip
+            );
         }
         allowed.push((target, Endpoint { protocol, port }));
     }
@@ -282,7 +284,11 @@ fn exposed(texts: &[String]) -> Result<Vec<Endpoint>, Error> {
     for text in texts {
         let (ports, protocol) = match text.split_once('/') {
             Some((_, rest)) if rest.contains('/') => {
-                return Err(Error::invalid("exposed port", text, "unsupported ExposedPorts format"));
+                return Err(Error::invalid(
+                    "exposed port",
+                    text,
+                    "unsupported ExposedPorts format",
+                ));
             }
             Some((ports, protocol)) => (ports, parse_protocol(protocol)?),
             None => (text.as_str(), PROTOCOL_TCP),

@@ -388,7 +388,9 @@ fn parse_route(message: &Message<'_>) -> Option<Route> {
     }
     let number = |kind| wire::find(attributes, kind).and_then(|value| wire::read_u32(value, 0));
     Some(Route {
-        destination: wire::find(attributes, RTA_DST).and_then(ipv4).unwrap_or(Ipv4Addr::UNSPECIFIED),
+        destination: wire::find(attributes, RTA_DST)
+            .and_then(ipv4)
+            .unwrap_or(Ipv4Addr::UNSPECIFIED),
         prefix: header[1],
         link: number(RTA_OIF)?,
         metric: number(RTA_PRIORITY).unwrap_or(0),

@@ -57,14 +57,8 @@ pub(super) enum Set {
 }
 
 impl Set {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Bridges,
-        Self::Intra,
-        Self::Instances,
-        Self::Sources,
-        Self::Allowed,
-        Self::Exposed,
-    ];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Bridges, Self::Intra, Self::Instances, Self::Sources, Self::Allowed, Self::Exposed];
 
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -1,1 +1,6 @@
-//! Tests of the net thread against the real kernel, in namespaces of their own.
+//! The net thread against the real kernel, in namespaces of the test's own.
+
+mod faults;
+mod life;
+mod reach;
+mod rig;

@@ -75,11 +75,6 @@ impl Messages {
         }
         &self.buffer
     }
-
-    #[cfg(test)]
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.buffer
-    }
 }
 
 /// Content of a message or of a nested attribute while it is written.

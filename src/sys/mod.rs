@@ -11,6 +11,7 @@ pub mod cpu_count;
 pub mod fs;
 pub mod malloc;
 pub mod mount;
+pub mod netlink;
 pub mod netns;
 pub mod notify;
 pub mod pidfd;

@@ -1,0 +1,158 @@
+//! Bad input and foreign objects: a clear error, and nothing else changes.
+
+use super::super::rules::Set;
+use super::rig::{Rig, on_a_host};
+use crate::model::desired::NetworkParams;
+use crate::model::id::NetworkId;
+use crate::ports::{Network, NetworkPlan};
+
+const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
+
+fn refused(rig: &Rig, plan: &NetworkPlan, expect: &str) {
+    let failure = rig.net.attach(plan).unwrap_err();
+    assert!(failure.message.contains(expect), "{failure}");
+}
+
+#[test]
+fn bad_instances_leave_nothing() {
+    on_a_host("faults_instances", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let mut a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        a.hostname = "cam".to_owned();
+        rig.net.attach(&a).unwrap();
+        let check = |change: &dyn Fn(&mut NetworkPlan), expect: &str| {
+            let mut plan = rig.plan("net1", NET1.1, "172.17.0.3", 1);
+            change(&mut plan);
+            refused(rig, &plan, expect);
+        };
+        check(&|p| p.params.subnet = "172.17.0.0".to_owned(), "subnet \"172.17.0.0\"");
+        check(&|p| p.params.ip = "172.18.0.3".to_owned(), "lies outside of the subnet");
+        check(&|p| p.params.ip = "172.17.0.2".to_owned(), "172.17.0.2 is used by instance");
+        check(&|p| p.params.ip = "172.17.0.1".to_owned(), "is the address of the node");
+        check(&|p| p.params.ip = "fd00::3".to_owned(), "IPv6 is not supported");
+        check(&|p| p.hostname = "CAM".to_owned(), "hostname CAM already exists");
+        check(&|p| p.hostname = "a\nb".to_owned(), "hostname");
+        check(&|p| p.ident.instance = 0, "hostname 0.subj.svc already exists");
+        check(&|p| p.exposed_ports = vec!["x".to_owned()], "port \"x\"");
+        check(&|p| p.etc_dir = "/nonexistent/etc".into(), "cannot write /nonexistent/etc/hosts");
+        assert_eq!(rig.keys(Set::Instances), 1);
+        assert_eq!(rig.namespaces(), [a.id.as_str()]);
+        let veths = rig.links().iter().filter(|link| link.kind == "veth").count();
+        assert_eq!(veths, 1);
+        rig.net.attach(&rig.plan("net1", NET1.1, "172.17.0.3", 1)).unwrap();
+    });
+}
+
+#[test]
+fn bad_networks_do_not_stop_good_ones() {
+    on_a_host("faults_networks", |rig: &mut Rig| {
+        rig.add_outside();
+        let failed = rig.update(&[
+            ("bad", "172.18.0.0/99", "172.18.0.1"),
+            ("route", "203.0.0.0/16", "203.0.0.1"),
+            NET1,
+            NET1,
+            ("overlap", "172.17.128.0/17", "172.17.128.1"),
+        ]);
+        let ids: Vec<&str> = failed.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!(ids, ["bad", "overlap", "route"]);
+        assert!(failed[2].1.message.contains("203.0.113.0/24 on uplink0"), "{}", failed[2].1);
+        rig.wait_for_links(&["br-net1"]);
+        // Also the host keeps its route.
+        assert!(rig.node().reaches(&rig.outside(), super::rig::OUTSIDE).is_ok());
+        // An entry that became wrong does not tear down what stands.
+        assert_eq!(rig.update(&[("net1", "x", "y")]).len(), 1);
+        rig.wait_for_links(&["br-net1"]);
+    });
+}
+
+#[test]
+fn vlans_are_optional() {
+    on_a_host("faults_vlan", |rig: &mut Rig| {
+        rig.add_outside();
+        for vlan_id in [0, 5, 4095, 4096, u64::MAX] {
+            let (id, subnet, ip) = (NetworkId::new("net1"), NET1.1.to_owned(), NET1.2.to_owned());
+            let failed = rig.update_params(vec![NetworkParams { id, subnet, ip, vlan_id }]);
+            assert!(failed.is_empty(), "{failed:?}");
+            assert!(rig.links().iter().any(|link| link.name == "br-net1" && link.up));
+        }
+    });
+}
+
+#[test]
+fn foreign_links_are_not_touched() {
+    on_a_host("faults_foreign_link", |rig: &mut Rig| {
+        rig.add_bridge(5000, "br-net1", "somebody else's", None);
+        rig.add_bridge(5001, "br-net2", "", Some([10, 1, 1, 1].into()));
+        // What the reference leaves: the plain name, no alias, the same address or none.
+        rig.add_bridge(5002, "br-net3", "", Some([172, 19, 0, 1].into()));
+        let failed = rig.update(&[
+            NET1,
+            ("net2", "172.18.0.0/16", "172.18.0.1"),
+            ("net3", "172.19.0.0/16", "172.19.0.1"),
+        ]);
+        assert_eq!(failed.len(), 2);
+        for (id, failure) in &failed {
+            let expect = format!("interface br-{id} exists and is not ours");
+            assert_eq!(failure.message, expect);
+        }
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        refused(rig, &plan, "interface br-net1 exists and is not ours");
+        assert!(rig.namespaces().is_empty());
+        rig.update(&[]);
+        rig.keep(&[]);
+        let links = rig.links();
+        let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!(names, ["br-net1", "br-net2"]);
+        assert_eq!(links[0].alias, "somebody else's");
+    });
+}
+
+#[test]
+fn a_deleted_bridge_is_made_again() {
+    on_a_host("faults_deleted_bridge", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let index = rig.links()[0].index;
+        rig.delete_link(index);
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&plan).unwrap();
+        assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+    });
+}
+
+/// The table may be there already with a policy of drop, and other tables, too.
+#[test]
+fn rules_stand_beside_those_of_the_os() {
+    on_a_host("faults_foreign_rules", |rig: &mut Rig| {
+        let Some(()) = rig.nft(
+            "table inet aos {\n\
+             chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; }\n\
+             chain postrouting { type nat hook postrouting priority 100; }\n\
+             chain mine { }\n\
+             }\n\
+             table ip other { set s { type ipv4_addr; elements = { 1.2.3.4 }; }\n chain c { }\n }",
+        ) else {
+            println!("SKIP faults_foreign_rules: the program nft is missing");
+            return;
+        };
+        let foreign = rig.nft_list("table ip other");
+        rig.restart();
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let mut a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        a.exposed_ports = vec!["80".to_owned()];
+        rig.net.attach(&a).unwrap();
+        let (one, outside) = (rig.instance(&a), rig.outside());
+        assert!(one.reaches(&outside, super::rig::OUTSIDE).is_ok());
+        assert!(outside.reaches_port(&one, [172, 17, 0, 2].into(), 80).is_ok());
+        rig.restart();
+        rig.update(&[]);
+        rig.keep(&[]);
+        assert_eq!(rig.nft_list("table ip other"), foreign);
+        let table = rig.nft_list("table inet aos");
+        for kept in ["policy drop", "chain mine", "ct state established,related accept"] {
+            assert!(table.contains(kept), "{table}");
+        }
+        assert_eq!(table.matches("aos-sm").count(), 5, "{table}");
+    });
+}

@@ -1,0 +1,124 @@
+//! Who reaches whom, with real packets.
+
+use std::net::Ipv4Addr;
+
+use super::super::NetworkSettings;
+use super::super::rules::Set;
+use super::rig::{OUTSIDE, Rig, UPLINK, on_a_host, rule, with_settings};
+use crate::model::node::Host;
+use crate::ports::Network;
+
+const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
+/// Here the node is not the first one of the network.
+const NET2: (&str, &str, &str) = ("net2", "172.18.0.0/16", "172.18.0.7");
+const NODE1: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+const A: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
+const A2: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 3);
+const B: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
+
+#[test]
+fn instances_of_one_network_reach_each_other_and_the_node() {
+    on_a_host("reach_same_network", |rig: &mut Rig| {
+        assert!(rig.update(&[NET1, NET2]).is_empty());
+        let mut a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        a.hostname = "cam".to_owned();
+        a.hosts = vec![Host { ip: "10.0.0.100".to_owned(), hostname: "wwwivi".to_owned() }];
+        a.params.dns_servers = vec!["10.9.9.9".to_owned()];
+        let b = rig.plan("net1", NET1.1, "172.17.0.3", 1);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+
+        let (one, two, node) = (rig.instance(&a), rig.instance(&b), rig.node());
+        assert_eq!(one.reaches(&two, A2).unwrap(), A);
+        assert_eq!(two.reaches(&one, A).unwrap(), A2);
+        assert_eq!(one.reaches(&node, NODE1).unwrap(), A);
+        assert_eq!(node.reaches(&one, A).unwrap(), NODE1);
+        // To itself, by its own address and by loopback.
+        assert_eq!(one.reaches(&one, A).unwrap(), A);
+        assert_eq!(one.reaches(&one, Ipv4Addr::LOCALHOST).unwrap(), Ipv4Addr::LOCALHOST);
+
+        let addresses: Vec<(Ipv4Addr, u8)> =
+            one.addresses().iter().map(|a| (a.address, a.prefix)).collect();
+        assert_eq!(addresses, [(Ipv4Addr::LOCALHOST, 8), (A, 16)]);
+        let route = one.routes().into_iter().find(|route| route.prefix == 0).unwrap();
+        assert_eq!((route.gateway, route.link), (Some(NODE1), 2));
+        let eth0 = one.links().into_iter().find(|link| link.index == 2).unwrap();
+        assert_eq!((eth0.name.as_str(), eth0.mtu, eth0.up), ("eth0", 1500, true));
+
+        assert_eq!(
+            rig.file(&a, "hosts"),
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             172.17.0.2\tnet1 cam\n10.0.0.100\twwwivi\n"
+        );
+        assert!(rig.file(&a, "resolv.conf").ends_with("nameserver\t10.9.9.9\n"));
+    });
+}
+
+#[test]
+fn networks_are_isolated_but_for_allowed_connections() {
+    on_a_host("reach_isolation", |rig: &mut Rig| {
+        rig.update(&[NET1, NET2]);
+        let mut a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        a.params.rules = vec![rule("172.17.0.2", "172.18.0.2", 80)];
+        let a2 = rig.plan("net1", NET1.1, "172.17.0.3", 1);
+        let mut b = rig.plan("net2", NET2.1, "172.18.0.2", 2);
+        b.exposed_ports = vec!["80/tcp".to_owned()];
+        for plan in [&a, &a2, &b] {
+            rig.net.attach(plan).unwrap();
+        }
+        let (one, other, far) = (rig.instance(&a), rig.instance(&a2), rig.instance(&b));
+        // The target sees an address of the node in its own network.
+        let seen = one.reaches_port(&far, B, 80).unwrap();
+        assert_eq!(seen, Ipv4Addr::new(172, 18, 0, 7));
+        one.is_cut_off_from(&far, B, 81);
+        other.is_cut_off_from(&far, B, 80);
+        far.is_cut_off_from(&one, A, 80);
+        // Nobody borrows the address of somebody else.
+        rig.net.detach(&a.id).unwrap();
+        assert_eq!(rig.keys(Set::Allowed), 0);
+    });
+}
+
+#[test]
+fn the_outside_is_reached_masqueraded_and_reaches_exposed_ports_only() {
+    on_a_host("reach_outside", |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let mut a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        a.exposed_ports = vec!["8080-8081".to_owned()];
+        rig.net.attach(&a).unwrap();
+        let (one, outside) = (rig.instance(&a), rig.outside());
+        assert_eq!(one.reaches(&outside, OUTSIDE).unwrap(), UPLINK);
+        assert_eq!(outside.reaches_port(&one, A, 8081).unwrap(), OUTSIDE);
+        outside.is_cut_off_from(&one, A, 8082);
+        assert_eq!(rig.node().reaches(&outside, OUTSIDE).unwrap(), UPLINK);
+    });
+}
+
+#[test]
+fn everything_is_open_if_the_configuration_says_so() {
+    let settings = NetworkSettings { open_inbound: true, ..NetworkSettings::default() };
+    with_settings("reach_open_inbound", settings, |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&a).unwrap();
+        let outside = rig.outside();
+        assert_eq!(outside.reaches(&rig.instance(&a), A).unwrap(), OUTSIDE);
+    });
+}
+
+#[test]
+fn an_instance_without_address_has_loopback_only() {
+    on_a_host("reach_loopback_only", |rig: &mut Rig| {
+        let a = rig.plan("net1", "", "", 0);
+        rig.net.attach(&a).unwrap();
+        let one = rig.instance(&a);
+        assert_eq!(one.reaches(&one, Ipv4Addr::LOCALHOST).unwrap(), Ipv4Addr::LOCALHOST);
+        assert_eq!(one.links().len(), 1);
+        assert!(rig.links().is_empty());
+        assert!(rig.file(&a, "hosts").ends_with("ip6-loopback\n"));
+        rig.net.detach(&a.id).unwrap();
+        assert!(rig.namespaces().is_empty());
+    });
+}

@@ -1,0 +1,402 @@
+//! A host of its own for each test: namespaces, an uplink, the net thread in it.
+
+use std::cell::Cell;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, bounded};
+
+use super::super::channel::Channel;
+use super::super::rtnl::{self, Link, LinkAddress, NewBridge, NewVeth};
+use super::super::wire::Messages;
+use super::super::{NetHandle, NetThread, NetworkSettings, naming, nft, rules};
+use crate::model::desired::{FirewallRule, InstanceNetwork, NetworkParams};
+use crate::model::event::Event;
+use crate::model::failure::Failure;
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
+use crate::model::service::Quotas;
+use crate::ports::{Network, NetworkPlan};
+use crate::sys::mount::{isolate, tmpfs};
+use crate::sys::netlink::{Family, Netlink};
+use crate::sys::netns::HostNs;
+use crate::sys::thread::spawn_sized;
+use crate::sys::time::monotonic;
+
+/// For what must happen.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// For what must not happen: a dropped packet gives no sign of its own.
+const SILENCE: Duration = Duration::from_millis(300);
+/// Address of the host towards the outside, and of a machine out there.
+pub(super) const UPLINK: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const OUTSIDE_NAME: &str = "outside";
+
+/// One host.
+pub(super) struct Rig {
+    pub(super) host: HostNs,
+    pub(super) net: NetHandle,
+    events: Receiver<Event>,
+    thread: Option<JoinHandle<()>>,
+    etc: tempfile::TempDir,
+    settings: NetworkSettings,
+    ports: Cell<u16>,
+}
+
+/// Runs a test on a thread with namespaces of its own, or says why it cannot.
+pub(super) fn on_a_host(test: &'static str, body: fn(&mut Rig)) {
+    with_settings(test, NetworkSettings::default(), body);
+}
+
+pub(super) fn with_settings(test: &'static str, settings: NetworkSettings, body: fn(&mut Rig)) {
+    let thread = spawn_sized("net-test", 1024 * 1024, move || {
+        if isolate().and_then(|()| tmpfs(Path::new("/run"), None, 0o755)).is_err() {
+            println!("SKIP {test}: needs CAP_NET_ADMIN and CAP_SYS_ADMIN");
+            return;
+        }
+        let mut rig = Rig::new(settings);
+        body(&mut rig);
+        rig.stop();
+    });
+    thread.unwrap().join().unwrap();
+}
+
+impl Rig {
+    fn new(settings: NetworkSettings) -> Self {
+        let mut channel = Channel::open(Family::Route).unwrap();
+        let mut messages = Messages::new();
+        rtnl::set_up(&mut messages, rtnl::LOOPBACK_INDEX);
+        channel.execute(&mut messages).unwrap();
+        let (net, events, thread) = start(settings.clone());
+        Self {
+            host: HostNs::open().unwrap(),
+            net,
+            events,
+            thread: Some(thread),
+            etc: tempfile::tempdir().unwrap(),
+            settings,
+            ports: Cell::new(1000),
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.net.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+
+    /// Ends the net thread and starts another one, as a restart of the daemon does.
+    pub(super) fn restart(&mut self) {
+        self.stop();
+        let (net, events, thread) = start(self.settings.clone());
+        (self.net, self.events, self.thread) = (net, events, Some(thread));
+    }
+
+    /// The CM sends a list: id, subnet, address of the node.
+    pub(super) fn update(&self, networks: &[(&str, &str, &str)]) -> Vec<(NetworkId, Failure)> {
+        let params = |(id, subnet, ip): &(&str, &str, &str)| NetworkParams {
+            id: NetworkId::new(id),
+            subnet: (*subnet).to_owned(),
+            ip: (*ip).to_owned(),
+            vlan_id: 0,
+        };
+        self.update_params(networks.iter().map(params).collect())
+    }
+
+    pub(super) fn update_params(&self, list: Vec<NetworkParams>) -> Vec<(NetworkId, Failure)> {
+        assert!(self.net.try_update(list));
+        match self.events.recv_timeout(PATIENCE).unwrap() {
+            Event::NetworksUpdated { failed } => failed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Removes what is not in the list and waits until that is done.
+    pub(super) fn keep(&self, ids: &[&InstanceId]) {
+        assert!(self.net.try_keep(ids.iter().map(|id| (*id).clone()).collect()));
+        self.net.survey();
+    }
+
+    /// Plan of instance `number` of a service.
+    pub(super) fn plan(&self, network: &str, subnet: &str, ip: &str, number: u64) -> NetworkPlan {
+        let id = InstanceId::new(&format!("00000000-0000-4000-8000-{number:012x}"));
+        let etc_dir = self.etc.path().join(id.as_str());
+        std::fs::create_dir_all(&etc_dir).unwrap();
+        std::fs::create_dir_all(self.settings.run_dir.join("runtime").join(id.as_str())).unwrap();
+        NetworkPlan {
+            id,
+            ident: InstanceIdent {
+                service_id: ServiceId::new("svc"),
+                subject_id: SubjectId::new("subj"),
+                instance: number,
+            },
+            network_id: NetworkId::new(network),
+            params: InstanceNetwork { subnet: subnet.into(), ip: ip.into(), ..Default::default() },
+            hostname: String::new(),
+            hosts: vec![],
+            exposed_ports: vec![],
+            quotas: Quotas::default(),
+            etc_dir,
+        }
+    }
+
+    pub(super) fn file(&self, plan: &NetworkPlan, name: &str) -> String {
+        std::fs::read_to_string(plan.etc_dir.join(name)).unwrap()
+    }
+
+    /// A machine outside that the host reaches over its default route.
+    pub(super) fn add_outside(&self) {
+        let (socket, namespace) = self
+            .host
+            .create(OUTSIDE_NAME, || {
+                let namespace = std::fs::File::open("/proc/thread-self/ns/net")?;
+                Ok((Netlink::for_few_requests(Family::Route)?, namespace))
+            })
+            .unwrap();
+        let mut host = Channel::open(Family::Route).unwrap();
+        let mut messages = Messages::new();
+        let veth = NewVeth {
+            index: 100,
+            name: &naming::LinkName::try_from("uplink0").unwrap(),
+            bridge: 0,
+            mtu: 1500,
+            peer_index: 2,
+            peer_mac: naming::mac(OUTSIDE),
+            peer_namespace: namespace.as_raw_fd(),
+        };
+        rtnl::new_veth(&mut messages, &veth);
+        let broadcast = Ipv4Addr::new(203, 0, 113, 255);
+        let uplink = LinkAddress { index: 100, address: UPLINK, prefix: 24 };
+        rtnl::new_address(&mut messages, &uplink, broadcast);
+        host.execute(&mut messages).unwrap();
+        let mut outside = Channel::new(socket);
+        let mut messages = Messages::new();
+        rtnl::set_up(&mut messages, 1);
+        rtnl::new_address(
+            &mut messages,
+            &LinkAddress { index: 2, address: OUTSIDE, prefix: 24 },
+            broadcast,
+        );
+        rtnl::set_up(&mut messages, 2);
+        // Whoever wants to talk to the instances from outside goes over the host.
+        rtnl::set_default_route(&mut messages, UPLINK, 2);
+        outside.execute(&mut messages).unwrap();
+        let mut messages = Messages::new();
+        rtnl::set_default_route(&mut messages, OUTSIDE, 100);
+        host.execute(&mut messages).unwrap();
+    }
+
+    pub(super) fn outside(&self) -> Peer<'_> {
+        Peer { rig: self, name: Some(OUTSIDE_NAME.to_owned()) }
+    }
+
+    pub(super) fn node(&self) -> Peer<'_> {
+        Peer { rig: self, name: None }
+    }
+
+    pub(super) fn instance(&self, plan: &NetworkPlan) -> Peer<'_> {
+        Peer { rig: self, name: Some(plan.id.as_str().to_owned()) }
+    }
+
+    /// Where the bundle of an instance would be.
+    pub(super) fn bundle(&self, plan: &NetworkPlan) -> PathBuf {
+        self.settings.run_dir.join("runtime").join(plan.id.as_str())
+    }
+
+    /// A bridge of somebody else.
+    pub(super) fn add_bridge(&self, index: u32, name: &str, alias: &str, ip: Option<Ipv4Addr>) {
+        let mut messages = Messages::new();
+        let name = &naming::LinkName::try_from(name).unwrap();
+        let mac = [2, 0, 0, 0, 0, u8::try_from(index % 256).unwrap()];
+        rtnl::new_bridge(&mut messages, &NewBridge { index, name, mac, mtu: 1500 });
+        if !alias.is_empty() {
+            rtnl::set_alias(&mut messages, index, alias);
+        }
+        if let Some(address) = ip {
+            let address = LinkAddress { index, address, prefix: 16 };
+            rtnl::new_address(&mut messages, &address, Ipv4Addr::BROADCAST);
+        }
+        Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
+    }
+
+    pub(super) fn delete_link(&self, index: u32) {
+        let mut messages = Messages::new();
+        rtnl::delete_link(&mut messages, index);
+        Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
+    }
+
+    /// Deletes our table, as an administrator's `nft flush ruleset` does.
+    pub(super) fn flush_rules(&self) {
+        let mut batch = nft::begin();
+        nft::delete_table(&mut batch, rules::TABLE);
+        nft::end(&mut batch);
+        Channel::open(Family::Netfilter).unwrap().commit(&mut batch).unwrap();
+    }
+
+    /// Loads rules with the program `nft`; `None` = there is none.
+    pub(super) fn nft(&self, rules: &str) -> Option<()> {
+        let file = self.etc.path().join("rules");
+        crate::sys::fs::write_plain(&file, rules.as_bytes(), 0o600).unwrap();
+        let status = Command::new("nft").arg("-f").arg(&file).status().ok()?;
+        assert!(status.success());
+        Some(())
+    }
+
+    pub(super) fn nft_list(&self, what: &str) -> String {
+        let words = what.split(' ');
+        let child = Command::new("nft").arg("list").args(words).stdout(Stdio::piped()).spawn();
+        let output = child.unwrap().wait_with_output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn take_port(&self) -> u16 {
+        self.ports.set(self.ports.get() + 1);
+        self.ports.get()
+    }
+
+    /// Links of the host besides loopback and uplink.
+    pub(super) fn links(&self) -> Vec<Link> {
+        let mut links = rtnl::links(&mut Channel::open(Family::Route).unwrap()).unwrap();
+        links.retain(|link| link.index > 100);
+        links
+    }
+
+    /// Waits until the kernel has taken apart what was given up: only these links remain.
+    pub(super) fn wait_for_links(&self, expect: &[&str]) {
+        let end = monotonic() + PATIENCE;
+        loop {
+            let names: Vec<String> = self.links().into_iter().map(|link| link.name).collect();
+            if names == expect {
+                return;
+            }
+            assert!(monotonic() < end, "links {names:?} instead of {expect:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    pub(super) fn namespaces(&self) -> Vec<String> {
+        let mut names = crate::sys::netns::list().unwrap();
+        names.retain(|name| name != OUTSIDE_NAME);
+        names
+    }
+
+    /// Number of keys in one of our sets.
+    pub(super) fn keys(&self, set: rules::Set) -> usize {
+        let mut channel = Channel::open(Family::Netfilter).unwrap();
+        let mut request = nft::list_elements(rules::TABLE, set.name());
+        channel.dump(&mut request, nft::parse_elements).unwrap().iter().flatten().count()
+    }
+}
+
+fn start(settings: NetworkSettings) -> (NetHandle, Receiver<Event>, JoinHandle<()>) {
+    let (thread, net) = NetThread::new(settings).unwrap();
+    let (sender, events) = bounded(16);
+    let thread = spawn_sized("net", 256 * 1024, move || thread.run(sender)).unwrap();
+    (net, events, thread)
+}
+
+/// A place in the network from which connections are made.
+pub(super) struct Peer<'a> {
+    rig: &'a Rig,
+    name: Option<String>,
+}
+
+impl Peer<'_> {
+    fn inside<T>(&self, act: impl FnOnce() -> T) -> T {
+        match &self.name {
+            Some(name) => self.rig.host.enter(name, act).unwrap(),
+            None => act(),
+        }
+    }
+
+    pub(super) fn listen(&self, port: u16) -> TcpListener {
+        self.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap()
+    }
+
+    /// Connects to a service that somebody else has just opened at `target`; returns the address
+    /// that it saw.
+    pub(super) fn reaches(&self, target: &Peer<'_>, address: Ipv4Addr) -> io::Result<Ipv4Addr> {
+        self.reaches_port(target, address, self.rig.take_port())
+    }
+
+    pub(super) fn reaches_port(
+        &self,
+        target: &Peer<'_>,
+        address: Ipv4Addr,
+        port: u16,
+    ) -> io::Result<Ipv4Addr> {
+        let listener = target.listen(port);
+        let socket = SocketAddr::from((address, port));
+        self.inside(|| TcpStream::connect_timeout(&socket, PATIENCE))?;
+        match listener.accept()?.1 {
+            SocketAddr::V4(seen) => Ok(*seen.ip()),
+            SocketAddr::V6(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+
+    /// No connection comes about.
+    pub(super) fn is_cut_off_from(&self, target: &Peer<'_>, address: Ipv4Addr, port: u16) {
+        let _listener = target.listen(port);
+        let socket = SocketAddr::from((address, port));
+        let connected = self.inside(|| TcpStream::connect_timeout(&socket, SILENCE));
+        assert!(connected.is_err(), "{socket} is reached");
+    }
+
+    /// A connection and its other end.
+    pub(super) fn connect(&self, target: &Peer<'_>, address: Ipv4Addr) -> Pair {
+        let port = self.rig.take_port();
+        let listener = target.listen(port);
+        let socket = SocketAddr::from((address, port));
+        let client = self.inside(|| TcpStream::connect_timeout(&socket, PATIENCE)).unwrap();
+        Pair(client, listener.accept().unwrap().0)
+    }
+
+    pub(super) fn addresses(&self) -> Vec<LinkAddress> {
+        self.inside(|| rtnl::addresses(&mut Channel::open(Family::Route).unwrap())).unwrap()
+    }
+
+    pub(super) fn routes(&self) -> Vec<rtnl::Route> {
+        self.inside(|| rtnl::routes(&mut Channel::open(Family::Route).unwrap())).unwrap()
+    }
+
+    pub(super) fn links(&self) -> Vec<Link> {
+        self.inside(|| rtnl::links(&mut Channel::open(Family::Route).unwrap())).unwrap()
+    }
+}
+
+/// Both ends of a connection.
+pub(super) struct Pair(TcpStream, TcpStream);
+
+impl Pair {
+    /// Bytes go both ways.
+    pub(super) fn works(&mut self) {
+        for (from, to) in [(&self.0, &self.1), (&self.1, &self.0)] {
+            let (mut from, mut to) = (from, to);
+            to.set_read_timeout(Some(PATIENCE)).unwrap();
+            from.write_all(b"ping").unwrap();
+            let mut received = [0; 4];
+            to.read_exact(&mut received).unwrap();
+            assert_eq!(&received, b"ping");
+        }
+    }
+}
+
+/// A rule as the CM sends it.
+pub(super) fn rule(source: &str, target: &str, port: u16) -> FirewallRule {
+    FirewallRule {
+        dst_ip: target.to_owned(),
+        dst_port: port.to_string(),
+        proto: "tcp".to_owned(),
+        src_ip: source.to_owned(),
+    }
+}
+
+/// Path of a namespace.
+pub(super) fn namespace(plan: &NetworkPlan) -> PathBuf {
+    crate::sys::netns::path(plan.id.as_str())
+}
