@@ -1,5 +1,11 @@
-//! Being written.
+//! Containers: what a runtime is told (`spec` and the modules it uses), what lies on disk for it
+//! (`bundle`, `rootfs`, `record`, `storage`), and the runtimes themselves (`crun`, `cgroup`).
+//!
+//! All of it runs on the exec threads. Not here: when a container starts or stops (core), in which
+//! order its parts are made (jobs).
 
+pub mod cgroup;
+pub mod crun;
 pub mod spec;
 
 pub mod bundle;

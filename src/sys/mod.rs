@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod cgroups;
 pub mod command;
 pub mod cpu_count;
 pub mod fs;

@@ -203,7 +203,8 @@ fn open_comparing(dir: BorrowedFd<'_>, name: &CString) -> io::Result<OwnedFd> {
     if mount_id(below.as_fd())? == mount_id(dir)? { Ok(below) } else { Err(Errno::EXDEV.into()) }
 }
 
-fn mount_id(fd: BorrowedFd<'_>) -> io::Result<String> {
+/// Id of the mount in which a descriptor was opened, as `mountinfo` spells it.
+pub(crate) fn mount_id(fd: BorrowedFd<'_>) -> io::Result<String> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
     id.map(|id| id.trim().to_owned()).ok_or_else(|| io::ErrorKind::InvalidData.into())

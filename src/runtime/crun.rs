@@ -1,0 +1,384 @@
+//! The port `Runtime` for crun and runc: their command lines, files and messages. Nothing else
+//! knows them.
+//!
+//! Runs on the exec threads; commands and watches go to the process manager. In: instance ids and
+//! prepared bundles. Out: containers. The control group is the authority over what belongs to an
+//! instance; what the runtime says about success of a removal is never trusted.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use serde_json::Value;
+
+use crate::model::event::Exit;
+use crate::model::failure::Failure;
+use crate::model::id::InstanceId;
+use crate::model::job::{Record, Started};
+use crate::ports::{Command, Init, Processes, Runtime, Stdio, Watch};
+use crate::runtime::cgroup::{self, Groups};
+use crate::sys::cgroups::Layout;
+use crate::sys::{fs as files, is_errno, pidfd, process};
+
+/// How long one call of the runtime may take.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How much of the runtime's log is read, in bytes.
+pub const LOG_MAX: usize = 4096;
+
+/// Longest file with the state of a container that is read, in bytes.
+const STATE_MAX: u64 = 1 << 20;
+
+/// Which command line a runtime speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flavour {
+    Crun,
+    Runc,
+}
+
+/// What a runtime adapter needs of configuration and host.
+#[derive(Clone, Debug)]
+pub struct RuntimeSettings {
+    pub binary: PathBuf,
+    pub flavour: Flavour,
+    /// `<runDir>`; the state of containers is in `oci/` below it.
+    pub run_dir: PathBuf,
+    /// Parent of the control groups, below the root of every hierarchy.
+    pub cgroup_parent: String,
+    pub layout: Layout,
+}
+
+/// Why a container could not be handled.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot create {path}")]
+    Create {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{command} failed with {exit}: {message}")]
+    Command { command: String, exit: Exit, message: String },
+    #[error("{command} was killed after {} s: {message}", COMMAND_DEADLINE.as_secs())]
+    TimedOut { command: String, message: String },
+    #[error("{command} did not run")]
+    NotRun {
+        command: String,
+        #[source]
+        source: Failure,
+    },
+    #[error("cannot read the number of the init from {path}")]
+    PidFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot open init {pid}")]
+    Open {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("process {pid} is not in the control group of instance {id}")]
+    WrongGroup { id: InstanceId, pid: u32 },
+    #[error("process {pid} is not the recorded one")]
+    WrongProcess { pid: u32 },
+    #[error("process {pid} has ended")]
+    Ended { pid: u32 },
+    #[error("the runtime knows another process than {pid}")]
+    WrongState { pid: u32 },
+    #[error("init {pid} cannot be watched")]
+    Watch {
+        pid: u32,
+        #[source]
+        source: Failure,
+    },
+    #[error("cannot remove {path}")]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Group(#[from] cgroup::Error),
+}
+
+impl Error {
+    /// The same call may succeed later without anybody changing anything.
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::TimedOut { .. } | Self::Group(cgroup::Error::Unkillable { .. }))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if error.is_transient() { Self::transient(&error) } else { Self::lasting(&error) }
+    }
+}
+
+/// crun, or runc, whose command line differs little.
+pub struct Crun {
+    settings: RuntimeSettings,
+    /// `<runDir>/oci`
+    state_root: PathBuf,
+    groups: Groups,
+    processes: Arc<dyn Processes>,
+}
+
+impl std::fmt::Debug for Crun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Crun").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Crun {
+    /// Makes the directory for the state of containers.
+    pub fn new(settings: RuntimeSettings, processes: Arc<dyn Processes>) -> Result<Self, Error> {
+        let state_root = settings.run_dir.join("oci");
+        files::make_dirs(&state_root, 0o700)
+            .map_err(|source| Error::Create { path: state_root.clone(), source })?;
+        let groups = Groups::new(settings.layout.clone(), &settings.cgroup_parent);
+        Ok(Self { settings, state_root, groups, processes })
+    }
+
+    fn bundle(&self, id: &InstanceId) -> PathBuf {
+        self.settings.run_dir.join("runtime").join(id.as_str())
+    }
+
+    fn state_dir(&self, id: &InstanceId) -> PathBuf {
+        self.state_root.join(id.as_str())
+    }
+
+    /// The arguments in front of every command. The log is left out where its directory is gone.
+    fn global_arguments(&self, bundle: &Path) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = vec![
+            self.settings.binary.clone().into(),
+            "--root".into(),
+            self.state_root.clone().into(),
+        ];
+        if self.settings.flavour == Flavour::Crun {
+            // runc has no such option, and this as its default.
+            argv.push("--cgroup-manager=cgroupfs".into());
+        }
+        if bundle.is_dir() {
+            let log = log_file(bundle);
+            argv.extend(["--log".into(), log.into(), "--log-format".into(), "json".into()]);
+        }
+        argv
+    }
+
+    /// Runs one command to its end; the error has what the runtime says about it.
+    fn call(
+        &self,
+        bundle: &Path,
+        arguments: Vec<OsString>,
+        stdio: Option<Stdio>,
+    ) -> Result<(), Error> {
+        let verb = arguments.first().map(|verb| verb.to_string_lossy().into_owned());
+        let name = self.settings.binary.file_name().unwrap_or_default().to_string_lossy();
+        let command = format!("{name} {}", verb.unwrap_or_default());
+        let mut argv = self.global_arguments(bundle);
+        argv.extend(arguments);
+        let (stdout, stderr) = match stdio {
+            Some(Stdio { stdout, stderr }) => (Some(stdout), Some(stderr)),
+            None => (None, None),
+        };
+        let request = Command { argv, stdout, stderr, deadline: COMMAND_DEADLINE };
+        let end = match self.processes.run(request) {
+            Ok(end) => end,
+            Err(source) => return Err(Error::NotRun { command, source }),
+        };
+        let message = take_message(&log_file(bundle));
+        match end.exit {
+            _ if end.timed_out => Err(Error::TimedOut { command, message }),
+            Exit::Code(0) => Ok(()),
+            exit => Err(Error::Command { command, exit, message }),
+        }
+    }
+
+    fn create_container(
+        &self,
+        id: &InstanceId,
+        bundle: &Path,
+        stdio: Stdio,
+    ) -> Result<Init, Error> {
+        let pid_file = bundle.join(".pid");
+        let arguments = vec![
+            "create".into(),
+            // crun changes into the bundle first, so this must be absolute.
+            "--pid-file".into(),
+            pid_file.clone().into(),
+            "--bundle".into(),
+            bundle.into(),
+            id.as_str().into(),
+        ];
+        self.groups.below_parents(|| self.call(bundle, arguments, Some(stdio)))??;
+        let pid = read_pid(&pid_file)
+            .map_err(|source| Error::PidFile { path: pid_file.clone(), source })?;
+        let (pidfd, start_time) = open_init(pid)?;
+        if !self.groups.contains(id, pid) {
+            return Err(Error::WrongGroup { id: id.clone(), pid });
+        }
+        self.watch(id, pid, pidfd)?;
+        Ok(Init { pid, start_time })
+    }
+
+    /// An init that is not our child, whatever the reason, is watched as an adopted one.
+    fn watch(&self, id: &InstanceId, pid: u32, pidfd: OwnedFd) -> Result<(), Error> {
+        let parent = process::stat(pid).map_err(|source| Error::Open { pid, source })?.parent;
+        let adopted = parent != std::process::id();
+        let oom = self.groups.oom_counter(id);
+        let watch = Watch { id: id.clone(), pid, pidfd, oom, adopted };
+        self.processes.watch(watch).map_err(|source| Error::Watch { pid, source })
+    }
+
+    fn adopt_container(&self, id: &InstanceId, record: &Record) -> Result<Started, Error> {
+        let pid = record.pid;
+        // The descriptor first: it pins the process, and the checks after it prove which one.
+        let (pidfd, start_time) = open_init(pid)?;
+        if start_time != record.start_time {
+            return Err(Error::WrongProcess { pid });
+        }
+        if !self.groups.contains(id, pid) {
+            return Err(Error::WrongGroup { id: id.clone(), pid });
+        }
+        if self.known_pid(id).is_some_and(|known| known != pid) {
+            return Err(Error::WrongState { pid });
+        }
+        if pidfd::has_ended(pidfd.as_fd()).unwrap_or(true) {
+            return Err(Error::Ended { pid });
+        }
+        self.watch(id, pid, pidfd)?;
+        Ok(Started { pid })
+    }
+
+    /// The init according to the runtime's own file; `None` = no readable file.
+    fn known_pid(&self, id: &InstanceId) -> Option<u32> {
+        let (name, key) = match self.settings.flavour {
+            Flavour::Crun => ("status", "pid"),
+            Flavour::Runc => ("state.json", "init_process_pid"),
+        };
+        let path = self.state_dir(id).join(name);
+        if fs::metadata(&path).ok()?.len() > STATE_MAX {
+            return None;
+        }
+        let state: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        u32::try_from(state.get(key)?.as_u64()?).ok()
+    }
+
+    /// The runtime first, because it knows what else it made; then whatever it left.
+    fn delete_container(&self, id: &InstanceId) -> Result<(), Error> {
+        let state = self.state_dir(id);
+        if state.exists() {
+            let arguments = vec!["delete".into(), "-f".into(), id.as_str().into()];
+            if let Err(error) = self.call(&self.bundle(id), arguments, None) {
+                log::debug!("{} instance={id}", crate::model::status::chain(&error));
+            }
+        }
+        self.groups.kill(id)?;
+        let removed = self.groups.remove(id);
+        self.groups.remove_parents();
+        files::remove_tree(&state).map_err(|source| Error::Remove { path: state, source })?;
+        Ok(removed?)
+    }
+
+    /// A predecessor that crashed would share limits and counters with the new container.
+    fn clear_leftover(&self, id: &InstanceId) -> Result<(), Error> {
+        if self.state_dir(id).exists() || !self.groups.processes(id)?.is_empty() {
+            log::warn!("left-over container removed instance={id}");
+            self.delete_container(id)?;
+        }
+        Ok(())
+    }
+}
+
+impl Runtime for Crun {
+    fn create(&self, id: &InstanceId, bundle: &Path, stdio: Stdio) -> Result<Init, Failure> {
+        self.clear_leftover(id)?;
+        let created = self.create_container(id, bundle, stdio);
+        if created.is_err() {
+            if let Err(error) = self.delete_container(id) {
+                log::warn!("{} instance={id}", crate::model::status::chain(&error));
+            }
+        }
+        Ok(created?)
+    }
+
+    fn start(&self, id: &InstanceId) -> Result<(), Failure> {
+        Ok(self.call(&self.bundle(id), vec!["start".into(), id.as_str().into()], None)?)
+    }
+
+    fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure> {
+        Ok(self.adopt_container(id, record)?)
+    }
+
+    fn kill(&self, id: &InstanceId) -> Result<(), Failure> {
+        Ok(self.groups.kill(id).map_err(Error::Group)?)
+    }
+
+    fn delete(&self, id: &InstanceId) -> Result<(), Failure> {
+        Ok(self.delete_container(id)?)
+    }
+
+    fn survey(&self) -> Vec<InstanceId> {
+        let mut ids = self.groups.survey();
+        let entries = fs::read_dir(&self.state_root).into_iter().flatten().flatten();
+        ids.extend(entries.filter_map(|entry| {
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            entry.file_name().to_str().filter(|_| is_dir).map(InstanceId::new)
+        }));
+        ids.into_iter().collect()
+    }
+}
+
+fn log_file(bundle: &Path) -> PathBuf {
+    bundle.join("runtime.log")
+}
+
+fn read_pid(path: &Path) -> io::Result<u32> {
+    let text = fs::read_to_string(path)?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn open_init(pid: u32) -> Result<(OwnedFd, u64), Error> {
+    let ended = |source: io::Error| match is_errno(&source, Errno::ESRCH) {
+        true => Error::Ended { pid },
+        false => Error::Open { pid, source },
+    };
+    let pidfd = pidfd::open(pid).map_err(ended)?;
+    let start_time = process::start_time(pid).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Ended { pid },
+        _ => Error::Open { pid, source },
+    })?;
+    Ok((pidfd, start_time))
+}
+
+/// Reads the last message of the runtime's log and removes the log.
+fn take_message(path: &Path) -> String {
+    let message = File::open(path).and_then(|file| {
+        let mut buffer = [0; LOG_MAX];
+        let start = file.metadata()?.len().saturating_sub(buffer.len() as u64);
+        let length = file.read_at(&mut buffer, start)?;
+        Ok(last_message(&String::from_utf8_lossy(&buffer[..length])))
+    });
+    // One that stays is appended to, and removed with its bundle.
+    let _ = fs::remove_file(path);
+    message.ok().flatten().unwrap_or_else(|| "no message".to_owned())
+}
+
+fn last_message(log: &str) -> Option<String> {
+    let message = |line: &str| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        Some(line.get("msg")?.as_str()?.trim().to_owned())
+    };
+    log.lines().rev().find_map(message).filter(|message| !message.is_empty())
+}
+
+#[cfg(test)]
+mod tests;

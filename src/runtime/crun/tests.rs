@@ -1,0 +1,472 @@
+//! Command lines and messages with a recorded process manager; everything else with the real
+//! runtimes, the real event loop and containers of busybox.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use crossbeam::channel::{Receiver, bounded};
+use nix::mount::{MsFlags, mount};
+use serde_json::json;
+
+use super::*;
+use crate::event_loop::{EventLoop, LoopHandle};
+use crate::model::event::Event;
+use crate::model::id::{InstanceIdent, ServiceId, SubjectId};
+use crate::model::job::LimiterState;
+use crate::ports::CommandEnd;
+use crate::probe;
+use crate::sys::testing::{PATIENCE, in_own_process, wait_until};
+use crate::sys::{command, thread};
+
+const ID: &str = "0b0c4f0e-6f0a-4d5e-9d3f-2f1f6a0f8a11";
+
+fn id() -> InstanceId {
+    InstanceId::new(ID)
+}
+
+/// Answers every command with the same end, and writes what a runtime would write.
+struct Recorded {
+    lines: Mutex<Vec<String>>,
+    end: CommandEnd,
+    log: &'static str,
+}
+
+impl Processes for Recorded {
+    fn run(&self, command: Command) -> Result<CommandEnd, Failure> {
+        let words: Vec<&str> = command.argv.iter().map(|word| word.to_str().unwrap()).collect();
+        self.lines.lock().unwrap().push(words.join(" "));
+        if let Some(log) = words.iter().position(|word| *word == "--log") {
+            files::write_plain(Path::new(words[log + 1]), self.log.as_bytes(), 0o600).unwrap();
+        }
+        Ok(self.end)
+    }
+
+    fn watch(&self, _: Watch) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn devnull() -> Stdio {
+    let open = || File::options().write(true).open("/dev/null").unwrap().into();
+    Stdio { stdout: open(), stderr: open() }
+}
+
+/// Commands that a create, start and delete give, and the error of the create.
+fn recorded(flavour: Flavour, end: CommandEnd, log: &'static str) -> (String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().to_owned();
+    let binary = match flavour {
+        Flavour::Crun => "/usr/bin/crun",
+        Flavour::Runc => "/usr/sbin/runc",
+    };
+    let settings = RuntimeSettings {
+        binary: binary.into(),
+        flavour,
+        run_dir: run_dir.clone(),
+        cgroup_parent: "/aos".into(),
+        layout: Layout::default(),
+    };
+    let processes = Arc::new(Recorded { lines: Mutex::default(), end, log });
+    let crun = Crun::new(settings, processes.clone()).unwrap();
+    let bundle = run_dir.join("runtime").join(ID);
+    fs::create_dir_all(&bundle).unwrap();
+    let error = crun.create(&id(), &bundle, devnull()).unwrap_err();
+    assert!(!log_file(&bundle).exists());
+    let _ = crun.start(&id());
+    fs::create_dir(crun.state_dir(&id())).unwrap();
+    assert_eq!(crun.survey(), [id()]);
+    crun.delete(&id()).unwrap();
+    fs::remove_dir(&bundle).unwrap();
+    fs::create_dir(crun.state_dir(&id())).unwrap();
+    crun.delete(&id()).unwrap();
+    crun.delete(&id()).unwrap();
+    assert_eq!(crun.survey(), []);
+    let lines = processes.lines.lock().unwrap().join("\n");
+    let run_dir = run_dir.to_str().unwrap();
+    (lines.replace(run_dir, "RUN").replace(ID, "ID"), error.message.replace(run_dir, "RUN"))
+}
+
+#[test]
+fn command_lines() {
+    let failed = CommandEnd { exit: Exit::Code(1), timed_out: false };
+    let (lines, _) = recorded(Flavour::Crun, failed, "");
+    let global = "/usr/bin/crun --root RUN/oci --cgroup-manager=cgroupfs";
+    let log = "--log RUN/runtime/ID/runtime.log --log-format json";
+    assert_eq!(
+        lines,
+        format!(
+            "{global} {log} create --pid-file RUN/runtime/ID/.pid --bundle RUN/runtime/ID ID\n\
+             {global} {log} start ID\n{global} {log} delete -f ID\n{global} delete -f ID"
+        )
+    );
+    let (lines, _) = recorded(Flavour::Runc, failed, "");
+    let global = "/usr/sbin/runc --root RUN/oci";
+    assert_eq!(
+        lines,
+        format!(
+            "{global} {log} create --pid-file RUN/runtime/ID/.pid --bundle RUN/runtime/ID ID\n\
+             {global} {log} start ID\n{global} {log} delete -f ID\n{global} delete -f ID"
+        )
+    );
+}
+
+#[test]
+fn errors_of_commands() {
+    let check = |exit, timed_out, log, expect: &str| {
+        let (_, error) = recorded(Flavour::Crun, CommandEnd { exit, timed_out }, log);
+        assert_eq!(error, expect);
+    };
+    let line = "{\"msg\":\"first\"}\n{\"level\":\"error\",\"msg\":\"the last\\n\"}\n";
+    check(Exit::Code(1), false, line, "crun create failed with exited with code 1: the last");
+    check(Exit::Code(7), false, "", "crun create failed with exited with code 7: no message");
+    check(Exit::Signal(9), false, "{}", "crun create failed with killed by signal 9: no message");
+    check(Exit::Signal(9), true, line, "crun create was killed after 10 s: the last");
+    check(
+        Exit::Code(0),
+        false,
+        "",
+        "cannot read the number of the init from RUN/runtime/0b0c4f0e-6f0a-4d5e-9d3f-\
+         2f1f6a0f8a11/.pid: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn messages_of_logs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let check = |log: &str, expect: &str| {
+        files::write_plain(&path, log.as_bytes(), 0o600).unwrap();
+        assert_eq!(take_message(&path), expect, "{log}");
+        assert!(!path.exists());
+    };
+    check("{\"msg\":\"one\"}", "one");
+    check("{\"msg\":\"one\"}\n{\"msg\":\"two\"}\nnonsense\n", "two");
+    check("{\"msg\":\"\"}\n", "no message");
+    check("plain text\n", "no message");
+    let long = format!("{}\n{{\"msg\":\"end\"}}\n", "x".repeat(3 * LOG_MAX));
+    check(&long, "end");
+    let cut = format!("{{\"msg\":\"{}\"}}\n", "x".repeat(LOG_MAX));
+    check(&cut, "no message");
+    assert_eq!(take_message(&path), "no message");
+}
+
+/// A runtime of this host with the real event loop.
+struct Bench {
+    crun: Crun,
+    events: Receiver<Event>,
+    dir: tempfile::TempDir,
+    parent: String,
+}
+
+/// Runs `body` with a runtime that exists on this host.
+fn with_runtime(name: &str, flavour: Flavour, body: impl FnOnce(&Bench)) {
+    thread::block_signals().unwrap();
+    if flavour == Flavour::Crun {
+        if let Err(error) = private_v1_view() {
+            println!("SKIP {name}: no private view of control groups: {error}");
+            return;
+        }
+    }
+    let program = if flavour == Flavour::Crun { "crun" } else { "runc" };
+    let found = command::find(program.as_ref()).map(|path| probe::probe(Some(&path)).unwrap());
+    let Some((Ok(found), layout)) = found.map(|caps| (caps.runtime, caps.cgroups)) else {
+        println!("SKIP {name}: {program} does not work here");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let parent = format!(r"/aos-test-{}-{}.slice/a\x2db.slice", name, std::process::id());
+    let settings = RuntimeSettings {
+        binary: found.binary,
+        flavour: found.flavour,
+        run_dir: dir.path().to_owned(),
+        cgroup_parent: parent.clone(),
+        layout,
+    };
+    let (event_loop, handle) = EventLoop::new().unwrap();
+    let (core, events) = bounded(8);
+    let main = thread::spawn("main", move || event_loop.run(&core)).unwrap();
+    let processes: Arc<LoopHandle> = Arc::new(handle.clone());
+    let bench = Bench { crun: Crun::new(settings, processes).unwrap(), events, dir, parent };
+    body(&bench);
+    bench.expect_nothing_left();
+    handle.stop();
+    main.join().unwrap().unwrap();
+}
+
+/// crun refuses v1 and v2 together; this thread and those it starts see v1 alone.
+fn private_v1_view() -> io::Result<()> {
+    use crate::sys::mount::{isolate, tmpfs};
+    isolate()?;
+    let top = Path::new("/sys/fs/cgroup");
+    if crate::sys::cgroups::Layout::read()?.kind() == crate::sys::cgroups::Kind::V2 {
+        return Ok(());
+    }
+    let known = Layout::read()?.v1;
+    tmpfs(top, None, 0o755)?;
+    for hierarchy in known {
+        let joined = hierarchy.controllers.join(",");
+        let target = top.join(&joined);
+        fs::create_dir(&target)?;
+        let options = if joined.contains('=') { format!("none,{joined}") } else { joined };
+        let kind = Some("cgroup");
+        mount(kind, &target, kind, MsFlags::empty(), Some(options.as_str()))?;
+    }
+    // What no v1 hierarchy has belongs to v2 until it is mounted.
+    let target = top.join("hugetlb");
+    if !target.exists() && fs::create_dir(&target).is_ok() {
+        let _ = mount(Some("cgroup"), &target, Some("cgroup"), MsFlags::empty(), Some("hugetlb"));
+    }
+    Ok(())
+}
+
+impl Bench {
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    /// Writes a bundle that runs these words, with `sh` and its tools from busybox.
+    fn bundle(&self, words: &[&str]) -> PathBuf {
+        let bundle = self.crun.bundle(&id());
+        let bin = bundle.join("rootfs/bin");
+        fs::create_dir_all(&bin).unwrap();
+        for name in ["proc", "dev"] {
+            fs::create_dir_all(bundle.join("rootfs").join(name)).unwrap();
+        }
+        for tool in ["busybox", "sh", "sleep", "tail", "grep"] {
+            let path = bin.join(tool);
+            if !path.exists() {
+                fs::copy("/bin/busybox", path).unwrap();
+            }
+        }
+        files::write_plain(&bin.join("unloadable"), b"\x7fELF nonsense", 0o755).unwrap();
+        let namespaces =
+            ["pid", "network", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0}, "args": words, "cwd": "/", "env": ["PATH=/bin"],
+                "noNewPrivileges": true,
+            },
+            "root": {"path": "rootfs"},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
+                       {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}],
+            "linux": {
+                "namespaces": namespaces,
+                "cgroupsPath": self.crun.groups.leaf(&id()),
+                "resources": {
+                    "devices": [{"allow": false, "access": "rwm"}],
+                    "memory": {"limit": 16 << 20}, "pids": {"limit": 32},
+                },
+            },
+        });
+        files::write_plain(&bundle.join("config.json"), config.to_string().as_bytes(), 0o600)
+            .unwrap();
+        bundle
+    }
+
+    fn stdio(&self) -> Stdio {
+        let file = File::options().create(true).append(true).open(self.out()).unwrap();
+        Stdio { stdout: file.try_clone().unwrap().into(), stderr: file.into() }
+    }
+
+    /// Creates and starts a container.
+    fn run(&self, words: &[&str]) -> Init {
+        let bundle = self.bundle(words);
+        let init = self.crun.create(&id(), &bundle, self.stdio()).unwrap();
+        self.crun.start(&id()).unwrap();
+        init
+    }
+
+    fn expect_exit(&self, expect: Exit) {
+        match self.events.recv_timeout(PATIENCE).unwrap() {
+            Event::Exited { id: of, exit } => assert_eq!((of, exit), (id(), expect)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn expect_nothing_left(&self) {
+        assert_eq!(self.crun.survey(), []);
+        assert!(fs::read_dir(&self.crun.state_root).unwrap().next().is_none());
+        let first = self.parent.split('/').nth(1).unwrap();
+        for mount in self.crun.settings.layout.mounts() {
+            assert!(!mount.join(first).exists(), "{} has {first}", mount.display());
+        }
+        assert!(self.events.try_recv().is_err());
+    }
+}
+
+impl Drop for Bench {
+    /// A test that fails leaves no container either.
+    fn drop(&mut self) {
+        let _ = self.crun.delete_container(&id());
+    }
+}
+
+/// The whole life of containers, and what is left of them.
+fn containers_live_and_die(bench: &Bench) {
+    let crun = &bench.crun;
+    // An early output, the state inherited from us, and an exit code.
+    let script = "echo hello; grep SigBlk /proc/self/status; exit 42";
+    let bundle = bench.bundle(&["/bin/sh", "-c", script]);
+    let init = crun.create(&id(), &bundle, bench.stdio()).unwrap();
+    assert!(crun.groups.contains(&id(), init.pid));
+    assert_eq!(process::start_time(init.pid).unwrap(), init.start_time);
+    assert_eq!(crun.known_pid(&id()), Some(init.pid));
+    assert_eq!(crun.survey(), [id()]);
+    assert!(bench.events.try_recv().is_err());
+    crun.start(&id()).unwrap();
+    bench.expect_exit(Exit::Code(42));
+    let text = fs::read_to_string(bench.out()).unwrap();
+    assert_eq!(text, "hello\nSigBlk:\t0000000000000000\n");
+    crun.delete(&id()).unwrap();
+    bench.expect_nothing_left();
+
+    // Killed from outside, with all its processes.
+    bench.run(&["/bin/sh", "-c", "sleep 1000 & sleep 1000 & wait"]);
+    wait_until("three processes", || crun.groups.processes(&id()).unwrap().len() == 3);
+    crun.kill(&id()).unwrap();
+    assert_eq!(crun.groups.processes(&id()).unwrap(), BTreeSet::new());
+    bench.expect_exit(Exit::Signal(9));
+    crun.delete(&id()).unwrap();
+    bench.expect_nothing_left();
+
+    // Removed while it runs, and while it is only created.
+    bench.run(&["/bin/sleep", "1000"]);
+    crun.delete(&id()).unwrap();
+    bench.expect_exit(Exit::Signal(9));
+    crun.create(&id(), &bench.bundle(&["/bin/sleep", "1000"]), bench.stdio()).unwrap();
+    crun.delete(&id()).unwrap();
+    bench.expect_exit(Exit::Signal(9));
+    crun.delete(&id()).unwrap();
+    bench.expect_nothing_left();
+
+    // A left-over of the same id is replaced.
+    let first = bench.run(&["/bin/sleep", "1000"]);
+    let second = bench.run(&["/bin/sleep", "1000"]);
+    assert_ne!(first.pid, second.pid);
+    bench.expect_exit(Exit::Signal(9));
+    crun.kill(&id()).unwrap();
+    bench.expect_exit(Exit::Signal(9));
+    crun.delete(&id()).unwrap();
+}
+
+/// Starts that fail and ends that are not normal.
+fn failures_are_told(bench: &Bench) {
+    let crun = &bench.crun;
+    let missing = bench.bundle(&["/bin/missing"]);
+    let failure = crun.create(&id(), &missing, bench.stdio()).unwrap_err();
+    let told = failure.message.contains("not found") || failure.message.contains("no such file");
+    assert!(told, "{failure}");
+    bench.expect_nothing_left();
+
+    let bundle = bench.bundle(&["/bin/sh"]);
+    fs::remove_file(bundle.join("config.json")).unwrap();
+    let failure = crun.create(&id(), &bundle, bench.stdio()).unwrap_err();
+    assert!(failure.message.contains("config.json"), "{failure}");
+    bench.expect_nothing_left();
+    assert!(crun.start(&id()).unwrap_err().message.contains("start failed with"));
+
+    bench.run(&["/bin/unloadable"]);
+    bench.expect_exit(Exit::Code(1));
+    crun.delete(&id()).unwrap();
+
+    bench.run(&["/bin/tail", "/dev/zero"]);
+    bench.expect_exit(Exit::OutOfMemory);
+    crun.delete(&id()).unwrap();
+
+    // A child that is killed for want of memory is no end of the container.
+    bench.run(&["/bin/sh", "-c", "tail /dev/zero; exit $?"]);
+    bench.expect_exit(Exit::Code(137));
+    crun.delete(&id()).unwrap();
+}
+
+fn record(pid: u32, start_time: u64) -> Record {
+    let ident = InstanceIdent {
+        service_id: ServiceId::new("service"),
+        subject_id: SubjectId::new("subject"),
+        instance: 0,
+    };
+    Record {
+        ident,
+        service_version: "1.0.0".into(),
+        inputs_digest: String::new(),
+        overrides: Vec::new(),
+        secret_hash: String::new(),
+        pid,
+        start_time,
+        limiter: LimiterState::default(),
+        restarts: 0,
+        started_at_ns: 0,
+    }
+}
+
+/// A record must name the very process before it is taken over, and no other comes to harm.
+fn only_the_recorded_process_is_adopted(bench: &Bench) {
+    let crun = &bench.crun;
+    let init = bench.run(&["/bin/sleep", "1000"]);
+    let own = std::process::id();
+    let own_start = process::start_time(own).unwrap();
+    let thread = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();
+    let check = |pid: u32, start_time: u64, expect: &str| {
+        let failure = crun.adopt(&id(), &record(pid, start_time)).unwrap_err();
+        assert!(failure.message.contains(expect), "{failure}");
+    };
+    check(own, own_start, "not in the control group");
+    check(init.pid, init.start_time + 1, "not the recorded one");
+    check(own, init.start_time, "not the recorded one");
+    if thread != own {
+        check(thread, own_start, "cannot open init");
+    }
+    check(u32::MAX >> 2, 1, "has ended");
+    check(0, 0, "");
+    let inner = bench.crun.groups.processes(&id()).unwrap();
+    assert_eq!(inner, [init.pid].into());
+    let adopted = crun.adopt(&id(), &record(init.pid, init.start_time)).unwrap();
+    assert_eq!(adopted, Started { pid: init.pid });
+    crun.kill(&id()).unwrap();
+    bench.expect_exit(Exit::Signal(9));
+    check(init.pid, init.start_time, "has ended");
+    crun.delete(&id()).unwrap();
+}
+
+#[test]
+fn runc_containers_live_and_die() {
+    in_own_process("runtime::crun::tests::runc_containers_live_and_die", || {
+        with_runtime("runc-life", Flavour::Runc, containers_live_and_die);
+    });
+}
+
+#[test]
+fn crun_containers_live_and_die() {
+    in_own_process("runtime::crun::tests::crun_containers_live_and_die", || {
+        with_runtime("crun-life", Flavour::Crun, containers_live_and_die);
+    });
+}
+
+#[test]
+fn runc_failures_are_told() {
+    in_own_process("runtime::crun::tests::runc_failures_are_told", || {
+        with_runtime("runc-failures", Flavour::Runc, failures_are_told);
+    });
+}
+
+#[test]
+fn crun_failures_are_told() {
+    in_own_process("runtime::crun::tests::crun_failures_are_told", || {
+        with_runtime("crun-failures", Flavour::Crun, failures_are_told);
+    });
+}
+
+#[test]
+fn runc_only_the_recorded_process_is_adopted() {
+    in_own_process("runtime::crun::tests::runc_only_the_recorded_process_is_adopted", || {
+        with_runtime("runc-adopt", Flavour::Runc, only_the_recorded_process_is_adopted);
+    });
+}
+
+#[test]
+fn crun_only_the_recorded_process_is_adopted() {
+    in_own_process("runtime::crun::tests::crun_only_the_recorded_process_is_adopted", || {
+        with_runtime("crun-adopt", Flavour::Crun, only_the_recorded_process_is_adopted);
+    });
+}
