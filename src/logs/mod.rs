@@ -9,6 +9,7 @@
 
 mod archive;
 pub mod capture;
+mod drain;
 mod ident;
 mod journal;
 mod kmsg;
@@ -25,6 +26,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::id::InstanceId;
+
+pub use drain::RATE_PERIOD;
 
 /// Configuration of everything in this module; sizes in bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,9 +52,9 @@ pub struct LogSettings {
     pub retention: Duration,
     /// How often a dirty segment is flushed; zero = only at the end of a segment.
     pub sync_period: Duration,
-    /// Lines that one instance may write in `capture::RATE_PERIOD`.
+    /// Lines that one instance may write in `RATE_PERIOD`.
     pub rate_lines: u64,
-    /// Bytes that one instance may write in `capture::RATE_PERIOD`.
+    /// Bytes that one instance may write in `RATE_PERIOD`.
     pub rate_bytes: u64,
     /// Text of one part of an answer, before compression; one line may exceed it.
     pub max_part_bytes: u64,

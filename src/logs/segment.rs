@@ -139,6 +139,11 @@ impl Segments {
         }
     }
 
+    /// Something was written since the last flush.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.is_dirty && self.file.is_some()
+    }
+
     /// Flushes what was written since the last time.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
         match &self.file {

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crossbeam::channel::Sender;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -29,6 +30,7 @@ use crate::model::id::InstanceId;
 use crate::model::job::StartPlan;
 use crate::ports::{LogSinks, Stdio};
 use crate::sys::fs::{make_dirs, open_dir};
+use crate::sys::is_errno;
 use crate::sys::time::monotonic;
 
 /// Size of a spool in bytes.
@@ -36,7 +38,7 @@ pub const SPOOL_BYTES: RangeInclusive<u64> = 64 << 10..=4 << 20;
 /// A spool takes at most this part of the RAM limit of its instance, to which it is charged.
 const RAM_SHARE: u64 = 8;
 /// Files of a spool: one for each start that has not been drained yet.
-const SPOOL_FILES: u32 = 16;
+pub(crate) const SPOOL_FILES: u32 = 16;
 /// journald blocks its writers only when this is full.
 const JOURNAL_BUFFER_BYTES: usize = 8 << 20;
 /// Longest wait for room in the inbox of `log-in`.
@@ -92,7 +94,14 @@ impl Sinks {
             // Grows within a boot even when the directory was removed in the meantime.
             let clock = u64::try_from(monotonic().as_micros()).unwrap_or(u64::MAX);
             let generation = clock.max(newest.saturating_add(1));
-            let file = new_file(&open, &spool::file_name(generation), plan.instance.uid)?;
+            let uid = plan.instance.uid;
+            let (file, generation) = match spool_file(&open, generation, O_NEW, uid) {
+                // All files wait to be drained: the output goes on in the last one.
+                Err(error) if newest > 0 && is_errno(&error, Errno::ENOSPC) => {
+                    (spool_file(&open, newest, OFlag::empty(), uid)?, newest)
+                }
+                made => (made?, generation),
+            };
             Ok((both(file.into())?, Some(generation)))
         };
         make().map_err(|source| Error::Spool { path: dir.clone(), source })
@@ -156,14 +165,12 @@ fn mounted(dir: &Path, size: u64) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
-fn new_file(dir: &OwnedFd, name: &str, uid: u32) -> io::Result<File> {
-    let flags = OFlag::O_WRONLY
-        | OFlag::O_APPEND
-        | OFlag::O_CREAT
-        | OFlag::O_EXCL
-        | OFlag::O_NOFOLLOW
-        | OFlag::O_CLOEXEC;
-    let file = openat(dir, name, flags, Mode::from_bits_truncate(0o600))?;
+const O_NEW: OFlag = OFlag::O_CREAT.union(OFlag::O_EXCL);
+
+fn spool_file(dir: &OwnedFd, generation: u64, flags: OFlag, uid: u32) -> io::Result<File> {
+    let flags = flags | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mode = Mode::from_bits_truncate(0o600);
+    let file = openat(dir, spool::file_name(generation).as_str(), flags, mode)?;
     // So that a process that opens `/dev/stdout` by its path may do so.
     fchown(file.as_fd(), Some(Uid::from_raw(uid)), None)?;
     Ok(file.into())

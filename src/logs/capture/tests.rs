@@ -5,16 +5,19 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use crossbeam::channel::bounded;
 
 use super::*;
-use crate::logs::Backend;
+use crate::logs::drain::LEAST_SEGMENTS;
 use crate::logs::reader::Reader;
 use crate::logs::record::{LINE_MAX, lines};
-use crate::logs::sink::Sinks;
+use crate::logs::segment::SEGMENT_BYTES;
+use crate::logs::sink::{self, Sinks};
 use crate::logs::tests::{isolated, plan, settings};
+use crate::logs::{Backend, store_dir};
 use crate::model::service::{Quotas, ServiceImage};
 use crate::ports::LogSinks;
 use crate::sys::mount::tmpfs;
@@ -395,14 +398,32 @@ fn pauses_follow_the_traffic() {
             for _ in 0..kilobytes {
                 writeln!(out, "{}", "x".repeat(1023)).unwrap();
             }
-            capture.tick(at(ms));
+            capture.tick_if_due(at(ms));
             assert_eq!(capture.pause(at(ms)), Some(expect), "at {ms}");
         };
         check(0, 1, PAUSE);
-        check(59_999, 0, PAUSE);
-        check(60_000, 0, PAUSE_QUIET);
-        check(61_000, 900, PAUSE_BUSY); // one turn moves a quarter
-        check(61_100, 0, PAUSE_BUSY);
+        check(59_900, 0, PAUSE);
+        check(60_400, 0, PAUSE_QUIET);
+        check(62_400, 900, PAUSE_BUSY); // one turn moves a quarter
+        check(62_500, 0, PAUSE_BUSY);
+    });
+}
+
+#[test]
+fn starts_that_nobody_drains_share_the_last_file() {
+    isolated("starts_that_nobody_drains_share_the_last_file", |root| {
+        let bench = Bench::new(settings(root));
+        let starts = 2 * usize::try_from(sink::SPOOL_FILES).unwrap();
+        for start in 0..starts {
+            writeln!(bench.open(), "start {start}").unwrap();
+        }
+        let files = spool::generations(&bench.spool()).len();
+        assert_eq!(files, usize::try_from(sink::SPOOL_FILES).unwrap());
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        capture.apply(bench.close(), at(0));
+        let texts: Vec<_> = bench.stored().into_iter().skip(1).map(|(_, text)| text).collect();
+        assert_eq!(texts, (0..starts).map(|n| format!("start {n}")).collect::<Vec<_>>());
     });
 }
 
@@ -500,11 +521,10 @@ fn own_lines_are_stored_and_bounded() {
         let text = format!("{n} {}", "x".repeat(4000)).into_boxed_str();
         capture.apply(CaptureCommand::Own { priority: 6, text }, at(n));
     }
+    // They are flushed, although no instance runs.
+    assert_eq!(capture.pause(at(300)), Some(settings.sync_period - Duration::from_millis(300)));
+    capture.tick_if_due(at(30_000));
+    assert_eq!(capture.pause(at(30_000)), None);
     let bytes = capture.entries[&InstanceId::new(OWN_STORE)].segments.bytes();
     assert!((SEGMENT_BYTES..=LEAST_SEGMENTS * SEGMENT_BYTES).contains(&bytes), "{bytes}");
-}
-
-#[test]
-fn boot_id_is_read() {
-    assert_ne!(boot(), [0; 16]);
 }
