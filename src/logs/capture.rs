@@ -120,6 +120,11 @@ impl<'a> Capture<'a> {
         for id in ids_below(&spool_root(settings)) {
             capture.take_up(&id, now);
         }
+        for (id, entry) in &mut capture.entries {
+            if id.as_str() != OWN_STORE && entry.is_orphan() {
+                entry.removed_ms = Some(now.wall_ms);
+            }
+        }
         capture
     }
 

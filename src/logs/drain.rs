@@ -19,7 +19,7 @@ use crate::ports::Now;
 use crate::sys::process::boot_id;
 
 /// Period of the limits `rate_lines` and `rate_bytes`.
-pub const RATE_PERIOD: Duration = Duration::from_secs(30);
+pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(30);
 /// How long nothing is written after the store could not be written.
 const STORE_RETRY: Duration = Duration::from_secs(60);
 /// The smallest store of one instance.
@@ -74,6 +74,11 @@ impl Entry {
             is_closing: false,
             is_failing: false,
         }
+    }
+
+    /// Nobody can ask for it: the daemon died between the spool and the identity of a start.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.spool.is_none() && StoredIdent::read(&self.dir).is_none()
     }
 
     /// Opens the spool at the position up to which it is stored.

@@ -27,8 +27,6 @@ use std::time::Duration;
 
 use crate::model::id::InstanceId;
 
-pub use drain::RATE_PERIOD;
-
 /// Configuration of everything in this module; sizes in bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogSettings {
@@ -52,9 +50,9 @@ pub struct LogSettings {
     pub retention: Duration,
     /// How often a dirty segment is flushed; zero = only at the end of a segment.
     pub sync_period: Duration,
-    /// Lines that one instance may write in `RATE_PERIOD`.
+    /// Lines that one instance may write in `drain::RATE_PERIOD`.
     pub rate_lines: u64,
-    /// Bytes that one instance may write in `RATE_PERIOD`.
+    /// Bytes that one instance may write in `drain::RATE_PERIOD`.
     pub rate_bytes: u64,
     /// Text of one part of an answer, before compression; one line may exceed it.
     pub max_part_bytes: u64,

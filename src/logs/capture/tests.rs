@@ -385,6 +385,13 @@ fn removed_instances_are_kept_for_the_retention() {
     capture.sweep(at(110_001));
     assert!(!store_dir(&settings, &id).exists());
     assert_eq!(capture.pause(at(110_001)), None);
+    // What has no identity goes too; our own lines stay.
+    for name in ["orphan", OWN_STORE] {
+        std::fs::create_dir(store_root(&settings).join(name)).unwrap();
+    }
+    let mut capture = Capture::new(&settings, at(200_000));
+    capture.sweep(at(210_001));
+    assert_eq!(ids_below(&store_root(&settings)), [InstanceId::new(OWN_STORE)]);
 }
 
 #[test]
