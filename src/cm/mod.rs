@@ -141,6 +141,14 @@ impl End {
     }
 }
 
+/// What outlives a stream.
+#[derive(Default)]
+struct Progress {
+    session: Session,
+    /// The last one that IAM named.
+    certificate: Option<Certificate>,
+}
+
 /// A stream with its session, after cm-tx has got the other half.
 struct Stream {
     session: Session,
@@ -163,11 +171,11 @@ impl Receiving {
     pub fn run(self) {
         let dialect: Arc<dyn Dialect> =
             Arc::new(v4::V4 { allow_root_uid: self.settings.allow_root_uid });
-        let mut session = Session::default();
+        let mut progress = Progress::default();
         let mut failures = 0;
         let mut last_reason = String::new();
         loop {
-            let lost = match self.attempt(&dialect, &mut session) {
+            let lost = match self.attempt(&dialect, &mut progress) {
                 End::Stop => return,
                 End::Reconnect => {
                     failures = 0;
@@ -204,8 +212,8 @@ impl Receiving {
         PAUSES.get(failures).map_or(cap, |pause| *pause.min(&cap))
     }
 
-    fn attempt(&self, dialect: &Arc<dyn Dialect>, session: &mut Session) -> End {
-        let certificate = match self.certificate() {
+    fn attempt(&self, dialect: &Arc<dyn Dialect>, progress: &mut Progress) -> End {
+        let certificate = match self.certificate(&mut progress.certificate) {
             Ok(certificate) => certificate,
             Err(end) => return end,
         };
@@ -213,8 +221,8 @@ impl Receiving {
             Ok(dialled) => dialled,
             Err(end) => return end,
         };
-        session.0 += 1;
-        let session = *session;
+        progress.session.0 += 1;
+        let session = progress.session;
         log::info!("connected to the CM url={} session={}", self.settings.url, session.0);
         let handed = CmTxCommand::Stream { session, sink, dialect: dialect.clone() };
         if self.tx.send(handed).is_err() {
@@ -228,14 +236,27 @@ impl Receiving {
         end
     }
 
-    fn certificate(&self) -> Result<Certificate, End> {
+    /// Asks for the certificate. While IAM is away the last one serves.
+    fn certificate(&self, last: &mut Option<Certificate>) -> Result<Certificate, End> {
         let mut pending = self.certs.certificate();
-        match self.inbox.wait_with(&mut pending, Some(now() + CERTIFICATE_LIMIT)) {
-            Woken::Done(Ok(certificate)) => Ok(certificate),
-            Woken::Done(Err(error)) => Err(End::lost(&error)),
-            Woken::TimedOut => Err(End::text("no certificate in time")),
-            Woken::Command(CmRxCommand::Reconnect) => Err(End::Reconnect),
-            Woken::Command(CmRxCommand::Stop) | Woken::Closed => Err(End::Stop),
+        let answer = match self.inbox.wait_with(&mut pending, Some(now() + CERTIFICATE_LIMIT)) {
+            Woken::Done(answer) => answer,
+            Woken::TimedOut => {
+                Err(rpc::Error::TimedOut { call: "certificate", limit: CERTIFICATE_LIMIT })
+            }
+            Woken::Command(CmRxCommand::Reconnect) => return Err(End::Reconnect),
+            Woken::Command(CmRxCommand::Stop) | Woken::Closed => return Err(End::Stop),
+        };
+        match (answer, &last) {
+            (Ok(certificate), _) => {
+                *last = Some(certificate.clone());
+                Ok(certificate)
+            }
+            (Err(error), Some(certificate)) if error.is_unreachable() => {
+                log::debug!("the last certificate is used err={:?}", chain(&error));
+                Ok(certificate.clone())
+            }
+            (Err(error), _) => Err(End::lost(&error)),
         }
     }
 

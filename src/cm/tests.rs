@@ -17,13 +17,13 @@ use crate::rpc::double::{Authority, DuplexCall, Gate, LONG, Running, duplex_serv
 use crate::rpc::{InboxSender, Keepalive};
 
 #[derive(Debug)]
-struct Given(Mutex<Result<Certificate, &'static str>>);
+struct Given(Mutex<Result<Certificate, RpcStatusCode>>);
 
 impl CertSource for Given {
     fn certificate(&self) -> Pending<Certificate> {
         let given = self.0.lock().unwrap().clone();
         Box::pin(async move {
-            given.map_err(|reason| rpc::Error::Answer { call: "test", reason: reason.to_owned() })
+            given.map_err(|code| rpc::Error::Status { call: "cert", code, message: String::new() })
         })
     }
 }
@@ -120,11 +120,15 @@ impl Bed {
     fn registered(&self) -> (Session, DuplexCall) {
         let session = self.connected();
         self.report(session, hello());
-        let mut call = self.call();
-        assert_eq!(kind(&call.message()), "node_config_status");
-        call.send(&online());
-        self.heard(session);
-        (session, call)
+        loop {
+            let mut call = self.call();
+            // An attempt that was broken off by `open` may have left a call.
+            let Some(Ok(message)) = call.recv() else { continue };
+            assert_eq!(kind(&message), "node_config_status");
+            call.send(&online());
+            self.heard(session);
+            return (session, call);
+        }
     }
 
     fn heard(&self, expect: Session) {
@@ -234,7 +238,7 @@ fn a_cm_that_comes_late_is_found_without_help() {
 #[test]
 fn core_does_not_hear_of_attempts_that_reach_nobody() {
     let bed = Bed::new(Timing::default(), sender::SEND_LIMIT);
-    *bed.certs.0.lock().unwrap() = Err("not provisioned");
+    *bed.certs.0.lock().unwrap() = Err(RpcStatusCode::INTERNAL);
     bed.rx.send(CmRxCommand::Reconnect).unwrap();
     *bed.certs.0.lock().unwrap() = Ok(bed.authority.certificate("node"));
     bed.open();
@@ -262,12 +266,42 @@ fn a_renewed_certificate_makes_a_new_stream_and_an_equal_one_does_not() {
 fn a_certificate_that_cannot_be_had_does_not_end_the_stream() {
     let bed = Bed::ready();
     let (session, mut call) = bed.registered();
-    *bed.certs.0.lock().unwrap() = Err("IAM is away");
+    *bed.certs.0.lock().unwrap() = Err(RpcStatusCode::INTERNAL);
     bed.rx.send(CmRxCommand::Reconnect).unwrap();
     call.send(&online());
     bed.heard(session);
     bed.report(session, alert("still here"));
     assert_eq!(kind(&call.message()), "alert");
+}
+
+#[test]
+fn while_iam_is_away_the_last_certificate_serves() {
+    let bed = Bed::ready();
+    let (first, call) = bed.registered();
+    *bed.certs.0.lock().unwrap() = Err(RpcStatusCode::UNAVAILABLE);
+    call.end();
+    bed.lost(first);
+    assert_eq!(bed.registered().1.client, "node");
+}
+
+#[test]
+fn messages_above_the_usual_limit_are_taken_up_to_ours() {
+    let bed = Bed::ready();
+    let (session, mut call) = bed.registered();
+    let unknown = |size: u32| {
+        let mut message = vec![0x7a]; // a member that does not exist, of five bytes of length
+        message.extend((0..5u32).map(|at| {
+            let digit = u8::try_from(size >> (7 * at) & 0x7f).unwrap();
+            if at < 4 { digit | 0x80 } else { digit }
+        }));
+        message.resize(message.len() + size as usize, 0);
+        message
+    };
+    call.send(&unknown(5 << 20));
+    call.send(&online());
+    bed.heard(session);
+    let _ = call.offer(&unknown(u32::try_from(rpc::RECEIVE_LIMIT_BYTES).unwrap()));
+    bed.lost(session);
 }
 
 #[test]
@@ -343,16 +377,19 @@ fn only_the_newest_sample_is_sent() {
     let bed = Bed::ready();
     let (session, mut call) = bed.registered();
     bed.gate.freeze();
-    let part = LogPart { data: vec![7; 1 << 20], ..LogPart::default() };
-    let (reply, left) = bounded(1);
-    // This one blocks the thread until the gate is open again.
-    bed.tx.send(CmTxCommand::LogPart { session, part, reply }).unwrap();
+    // More than all buffers on the way take: the thread is blocked until the gate is open again.
+    for _ in 0..10 {
+        let part = LogPart { data: vec![7; 4_000_000], ..LogPart::default() };
+        let reply = bounded(1).0;
+        bed.tx.send(CmTxCommand::LogPart { session, part, reply }).unwrap();
+    }
     for ram_bytes in 1..=20 {
         bed.tx.send(sample(ram_bytes)).unwrap();
     }
-    assert!(left.is_empty());
     bed.gate.open(bed.server.port);
-    assert_eq!(kind(&call.message()), "log");
+    for _ in 0..10 {
+        assert_eq!(kind(&call.message()), "log");
+    }
     let ram = |message: &[u8]| parsed(message).instant_monitoring().node_monitoring.ram;
     assert_eq!(ram(&call.message()), 20);
     bed.tx.send(sample(21)).unwrap();
@@ -382,6 +419,16 @@ fn a_wish_to_stop_ends_the_stream_cleanly_after_what_was_queued() {
     assert!(call.recv().is_none(), "the CM sees a clean end");
     call.end();
     assert!(matches!(bed.event(), Event::AlertSent { .. }));
+    bed.lost(session);
+    bed.threads.remove(0).join().unwrap();
+}
+
+#[test]
+fn a_cm_that_does_not_end_its_half_is_left_in_the_end() {
+    let mut bed = Bed::ready();
+    let (session, mut call) = bed.registered();
+    bed.rx.send(CmRxCommand::Stop).unwrap();
+    assert!(call.recv().is_none());
     bed.lost(session);
     bed.threads.remove(0).join().unwrap();
 }

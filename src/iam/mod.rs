@@ -51,6 +51,11 @@ pub struct Timing {
     pub call: Duration,
     /// First and longest pause before trying again; it doubles.
     pub pause: (Duration, Duration),
+    /// Between questions about the node: IAM does not tell when it changes.
+    pub node_info: Duration,
+    /// Life of an unused protected connection. It serves a burst of calls and is closed then:
+    /// when idle it would not notice that IAM went away.
+    pub idle: Duration,
     pub keepalive: rpc::Keepalive,
 }
 
@@ -59,6 +64,8 @@ impl Default for Timing {
         Self {
             call: CALL_LIMIT,
             pause: (Duration::from_secs(1), Duration::from_secs(10)),
+            node_info: Duration::from_secs(600),
+            idle: Duration::from_secs(30),
             keepalive: rpc::Keepalive::default(),
         }
     }

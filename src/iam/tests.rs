@@ -29,6 +29,7 @@ struct Behaviour {
     removed: Vec<String>,
     silent: bool,
     refusal: Option<&'static str>,
+    max_dmips: u64,
 }
 
 #[derive(Default)]
@@ -49,10 +50,10 @@ impl Script {
         assert!(!waited.1.timed_out(), "the double is not asked");
     }
 
-    fn node_info() -> Reply {
+    fn node_info(&self) -> Reply {
         let info = messages::NodeInfo {
             node_id: "node0".to_owned(),
-            max_dmips: 10_000,
+            max_dmips: self.behaviour.lock().unwrap().max_dmips,
             ..Default::default()
         };
         Reply::Message(info.write_to_bytes().unwrap())
@@ -116,13 +117,27 @@ struct Bed {
 impl Bed {
     /// Nobody reaches IAM yet. Without `subscribing` it is of a release that cannot do that.
     fn new(subscribing: bool, call: Duration) -> Self {
+        Self::with_timing(
+            subscribing,
+            Timing {
+                call,
+                pause: (Duration::from_millis(20), Duration::from_millis(200)),
+                ..Timing::default()
+            },
+        )
+    }
+
+    fn with_timing(subscribing: bool, timing: Timing) -> Self {
         let authority = Authority::new();
         let script = Arc::new(Script::default());
-        script.set(|b| b.urls = Some(authority.urls("node")));
+        script.set(|b| {
+            b.urls = Some(authority.urls("node"));
+            b.max_dmips = 10_000;
+        });
         let (calls, subscriptions) = bounded(16);
-        let s = script.clone();
+        let (s, t) = (script.clone(), script.clone());
         let mut builder =
-            with_unary(ServiceBuilder::new(), v5::GET_NODE_INFO, |_, _| Script::node_info());
+            with_unary(ServiceBuilder::new(), v5::GET_NODE_INFO, move |_, _| t.node_info());
         builder = with_unary(builder, v5::GET_CERT, move |_, request| s.cert(request));
         if subscribing {
             builder = with_stream(builder, v5::SUBSCRIBE_CERT_CHANGED, calls);
@@ -141,11 +156,7 @@ impl Bed {
             protected_url: protected_gate.target(),
             ca_cert: authority.ca_file(),
             cert_type: "sm".to_owned(),
-            timing: Timing {
-                call,
-                pause: (Duration::from_millis(20), Duration::from_millis(200)),
-                ..Timing::default()
-            },
+            timing,
         };
         let certs = Certificates::new(settings.clone(), env());
         let (events_in, events) = bounded(2048);
@@ -302,6 +313,48 @@ fn more_than_every_instance_cannot_wait() {
     let (id, result) = bed.registered();
     assert_eq!(id, format!("instance{WAITING_LIMIT}"));
     assert_eq!(result.unwrap_err().message, "too many registrations wait for IAM");
+}
+
+#[test]
+fn more_removals_than_instances_are_forgotten() {
+    let bed = Bed::new(true, CALL_LIMIT);
+    for index in 0..=WAITING_LIMIT {
+        bed.send(unregister(&format!("instance{index}")));
+    }
+    bed.register("last");
+    bed.public_gate.open(bed.public.port);
+    bed.comes_up(false);
+    bed.secret("last");
+    assert_eq!(bed.script.behaviour.lock().unwrap().removed.len(), WAITING_LIMIT);
+}
+
+#[test]
+fn a_node_that_changes_is_noticed() {
+    let node_info = Duration::from_millis(50);
+    let bed = Bed::with_timing(true, Timing { node_info, ..Timing::default() });
+    bed.public_gate.open(bed.public.port);
+    bed.comes_up(false);
+    bed.script.set(|b| b.max_dmips = 7);
+    match bed.event() {
+        IamEvent::NodeInfo(info) => assert_eq!(info.max_dmips, 7),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_idle_connection_is_not_used_again() {
+    let idle = Duration::ZERO;
+    let bed = Bed::with_timing(true, Timing { idle, ..Timing::default() });
+    bed.public_gate.open(bed.public.port);
+    bed.comes_up(false);
+    bed.register("a");
+    bed.secret("a");
+    let urls = bed.authority.urls("renewed");
+    bed.script.set(|b| b.urls = Some(urls)); // IAM does not tell
+    bed.register("b");
+    assert!(matches!(bed.event(), IamEvent::CertChanged));
+    bed.secret("b");
+    assert_eq!(bed.script.behaviour.lock().unwrap().registered[1].0, "renewed");
 }
 
 #[test]

@@ -38,11 +38,6 @@ pub const INBOX_CAPACITY: usize = 64;
 pub const WAITING_LIMIT: usize = 1024;
 /// A call ends by itself at its deadline; this is for what follows the answer.
 const CALL_MARGIN: Duration = Duration::from_secs(2);
-/// IAM does not tell when the node changes.
-const NODE_INFO_PERIOD: Duration = Duration::from_secs(600);
-/// The protected connection serves a burst of calls and is closed then: when idle it would not
-/// notice that IAM went away.
-const PROTECTED_IDLE: Duration = Duration::from_secs(30);
 
 /// Everything the thread owns or reaches.
 #[derive(Debug)]
@@ -294,7 +289,7 @@ impl Watch {
         public: &Connection,
         mut subscription: Subscription,
     ) -> Result<rpc::Error, Stopped> {
-        let mut refresh_at = now() + NODE_INFO_PERIOD;
+        let mut refresh_at = now() + self.settings().timing.node_info;
         loop {
             self.work()?;
             let until = self.next_deadline(refresh_at, &subscription);
@@ -308,8 +303,11 @@ impl Watch {
                 Woken::Done(Some(Err(error))) => {
                     log::debug!("subscription refused err={:?}", chain(&error));
                     let never = error.is_unimplemented();
-                    let pause =
-                        if never { NODE_INFO_PERIOD } else { self.settings().timing.pause.1 };
+                    let pause = if never {
+                        self.settings().timing.node_info
+                    } else {
+                        self.settings().timing.pause.1
+                    };
                     subscription = Subscription::Refused(now() + pause);
                 }
                 Woken::Done(None) => {
@@ -330,14 +328,15 @@ impl Watch {
                 self.compare_certificate(true)?;
             }
             if refresh_at <= time {
-                refresh_at = time + NODE_INFO_PERIOD;
+                refresh_at = time + self.settings().timing.node_info;
                 if let Err(error) = self.ask_node(public, false)?
                     && error.is_unreachable()
                 {
                     return Ok(error);
                 }
             }
-            self.protected.take_if(|(_, used)| *used + PROTECTED_IDLE <= time);
+            let idle = self.settings().timing.idle;
+            self.protected.take_if(|(_, used)| *used + idle <= time);
         }
     }
 
@@ -346,7 +345,7 @@ impl Watch {
             Subscription::Open(_) => None,
             Subscription::Refused(at) => Some(*at),
         };
-        let idle_at = self.protected.as_ref().map(|(_, used)| *used + PROTECTED_IDLE);
+        let idle_at = self.protected.as_ref().map(|(_, used)| *used + self.settings().timing.idle);
         let work_at = self.retry_at.filter(|_| !self.tasks.is_empty());
         [subscribe_at, idle_at, work_at].into_iter().flatten().fold(refresh_at, Instant::min)
     }

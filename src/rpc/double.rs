@@ -149,7 +149,12 @@ impl DuplexCall {
     }
 
     pub(crate) fn send(&mut self, message: &[u8]) {
-        put(&mut self.answers, message);
+        self.offer(message).expect("the client is there");
+    }
+
+    /// Sends what the client may refuse.
+    pub(crate) fn offer(&mut self, message: &[u8]) -> grpcio::Result<()> {
+        put(&mut self.answers, message)
     }
 
     /// Ends the call with this status.
@@ -171,11 +176,11 @@ pub(crate) struct StreamCall {
 
 impl StreamCall {
     pub(crate) fn send(&mut self, message: &[u8]) {
-        put(&mut self.answers, message);
+        put(&mut self.answers, message).expect("the client is there");
     }
 }
 
-fn put<S>(sink: &mut S, message: &[u8])
+fn put<S>(sink: &mut S, message: &[u8]) -> grpcio::Result<()>
 where
     S: Sink<(Vec<u8>, WriteFlags), Error = grpcio::Error> + Unpin,
 {
@@ -191,7 +196,7 @@ where
         }),
         LONG,
     );
-    sent.expect("the client takes the message").expect("the client is there");
+    sent.expect("the client takes the message or ends")
 }
 
 /// Serves one stream in both directions; each call arrives at the receiver.
