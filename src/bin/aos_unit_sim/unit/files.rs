@@ -58,16 +58,25 @@ struct Shared {
     root: PathBuf,
     stop: AtomicBool,
     faults: Mutex<HashMap<String, Fault>>,
-    served: Mutex<Option<mpsc::Sender<Served>>>,
+    on_served: OnServed,
+}
+
+/// Told about every answered request, on the worker's thread.
+struct OnServed(Box<dyn Fn(Served) + Send + Sync>);
+
+impl std::fmt::Debug for OnServed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnServed")
+    }
 }
 
 impl FileServer {
-    /// Serves the files below `root` at `address` (port 0: the kernel chooses). `served` gets
-    /// every answered request.
+    /// Serves the files below `root` at `address` (port 0: the kernel chooses). `on_served` is told
+    /// about every answered request.
     pub fn start(
         root: &Path,
         address: &str,
-        served: Option<mpsc::Sender<Served>>,
+        on_served: impl Fn(Served) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
@@ -75,7 +84,7 @@ impl FileServer {
             root: root.canonicalize()?,
             stop: AtomicBool::new(false),
             faults: Mutex::default(),
-            served: Mutex::new(served),
+            on_served: OnServed(Box::new(on_served)),
         });
         let (queue, connections) = mpsc::sync_channel::<TcpStream>(BACKLOG);
         let connections = Arc::new(Mutex::new(connections));
@@ -153,10 +162,8 @@ fn serve(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
     let request = read_request(stream)?;
     let fault = lock(&shared.faults).get(&request.path).copied();
     let (status, sent_bytes) = answer(shared, stream, &request, fault)?;
-    if let Some(served) = &*lock(&shared.served) {
-        let Request { method, path, .. } = request;
-        let _ = served.send(Served { method, path, status, sent_bytes });
-    }
+    let Request { method, path, .. } = request;
+    (shared.on_served.0)(Served { method, path, status, sent_bytes });
     Ok(())
 }
 
@@ -357,7 +364,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("sub")).unwrap();
         fs::write(dir.path().join("sub/a b"), "0123456789").unwrap();
-        let server = FileServer::start(dir.path(), "127.0.0.1:0", None).unwrap();
+        let server = FileServer::start(dir.path(), "127.0.0.1:0", |_| {}).unwrap();
         let name = "/sub/a%20b";
         let file = dir.path().canonicalize().unwrap().join("sub/a b");
         let url = format!("http://localhost:{}{name}", server.address().port());
@@ -385,7 +392,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("f"), "0123456789").unwrap();
         let (sender, served) = mpsc::channel();
-        let server = FileServer::start(dir.path(), "127.0.0.1:0", Some(sender)).unwrap();
+        let tell = move |served| drop(sender.send(served));
+        let server = FileServer::start(dir.path(), "127.0.0.1:0", tell).unwrap();
         let get = "GET /f HTTP/1.1";
         server.set_fault("/f", Some(Fault::Break { after_bytes: 3 }));
         check(&server, get, 200, b"012");
@@ -409,7 +417,7 @@ mod tests {
     #[test]
     fn a_dropped_server_closes_its_port() {
         let dir = tempfile::tempdir().unwrap();
-        let server = FileServer::start(dir.path(), "127.0.0.1:0", None).unwrap();
+        let server = FileServer::start(dir.path(), "127.0.0.1:0", |_| {}).unwrap();
         let address = server.address();
         drop(server);
         assert!(TcpListener::bind(address).is_ok());

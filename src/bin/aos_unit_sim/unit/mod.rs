@@ -9,6 +9,14 @@
 #![allow(dead_code, unreachable_pub)] // tests and the program each use a part of it
 #![allow(clippy::disallowed_methods)]
 
+pub mod catalog;
 pub mod certs;
+pub mod cm;
 pub mod files;
+pub mod iam;
 pub mod package;
+pub mod render;
+pub mod script;
+pub mod server;
+pub mod world;
+mod words;

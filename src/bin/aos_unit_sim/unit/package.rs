@@ -183,6 +183,17 @@ pub fn build_layer(
     Ok(LayerPackage { package, digest: layer.sha256 })
 }
 
+/// Size and checksum of an existing package, whatever is in it.
+pub fn describe(path: &Path) -> Result<Package, Error> {
+    let read = |source| Error::Read { path: path.into(), source };
+    let mut file = File::open(path).map_err(read)?;
+    let mut hashing = Hashing::new(io::sink());
+    io::copy(&mut file, &mut hashing).map_err(read)?;
+    let path = fs::canonicalize(path).map_err(read)?;
+    let written = hashing.finish();
+    Ok(Package { path, size_bytes: written.size_bytes, sha3_256: written.sha3_256 })
+}
+
 /// `sha256:<hex>` of some bytes.
 pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
@@ -243,6 +254,20 @@ struct Hashing<W> {
     sha3: Sha3_256,
 }
 
+impl<W> Hashing<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, size_bytes: 0, sha2: Sha256::new(), sha3: Sha3_256::default() }
+    }
+
+    fn finish(self) -> Written {
+        Written {
+            size_bytes: self.size_bytes,
+            sha256: format!("sha256:{}", hex(&self.sha2.finalize())),
+            sha3_256: sha3::Digest::finalize(self.sha3).to_vec(),
+        }
+    }
+}
+
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.inner.write(bytes)?;
@@ -266,8 +291,7 @@ enum Sink {
 impl Sink {
     fn create(path: &Path, compression: Compression) -> io::Result<Self> {
         let inner = BufWriter::new(File::create(path)?);
-        let hashing =
-            Hashing { inner, size_bytes: 0, sha2: Sha256::new(), sha3: Sha3_256::default() };
+        let hashing = Hashing::new(inner);
         Ok(match compression {
             Compression::Plain => Self::Plain(hashing),
             Compression::Gzip => Self::Gzip(GzEncoder::new(hashing, Level::default())),
@@ -280,11 +304,7 @@ impl Sink {
             Self::Gzip(encoder) => encoder.finish()?,
         };
         hashing.flush()?;
-        Ok(Written {
-            size_bytes: hashing.size_bytes,
-            sha256: format!("sha256:{}", hex(&hashing.sha2.finalize())),
-            sha3_256: sha3::Digest::finalize(hashing.sha3).to_vec(),
-        })
+        Ok(hashing.finish())
     }
 }
 
