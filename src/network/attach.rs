@@ -341,11 +341,12 @@ impl Domain {
     }
 
     fn resolv_conf(&self, network: &NetworkId, cm: &[IpAddr]) -> String {
-        let host = std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default();
+        // The servers of the host are the last resort; most instances do without the file.
+        let host = if cm.is_empty() { read_host_servers() } else { Vec::new() };
         names::resolv_conf(&names::name_servers(&ServerSources {
             responder: self.responder(network),
             cm,
-            host: &names::parse_servers(&host),
+            host: &host,
             fallback: &self.settings.dns_fallback,
         }))
     }
@@ -362,7 +363,10 @@ impl Domain {
         known: Option<&Attached>,
     ) -> Result<Wired, Error> {
         let id = &attachment.id;
-        let left = self.left.instances.get(id).and_then(|links| links.last());
+        let left = self.left.instances.get(id).and_then(|links| {
+            // A link that is in no bridge was given up and is about to vanish.
+            links.iter().find(|link| link.master != 0).or(links.last())
+        });
         let known = known.and_then(|known| known.wired.as_ref()).map(|wired| wired.veth);
         let veth = known.or(left.map(|link| link.index)).ok_or(Error::Vanished("link"))?;
         if left.is_some_and(|link| link.master != place.standing.index || !link.up) {
@@ -484,6 +488,10 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
         path,
         source,
     })
+}
+
+fn read_host_servers() -> Vec<IpAddr> {
+    names::parse_servers(&std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default())
 }
 
 fn unmount_namespace(id: &InstanceId) -> Result<(), Error> {

@@ -127,7 +127,10 @@ impl Domain {
             return Ok(standing.clone());
         }
         let wanted = network.wanted.clone();
-        let view = self.view()?;
+        let mut view = self.view()?;
+        if self.remove_rivals(&wanted, &view) {
+            view = self.view()?;
+        }
         let found = self.find_bridge(&wanted, &view)?;
         check_routes(&wanted, &view, found.as_ref().map(|link| link.index))?;
         let parent = self.vlan_parent(&wanted, &view);
@@ -157,6 +160,21 @@ impl Domain {
             addresses: rtnl::addresses(&mut self.links)?,
             routes: rtnl::routes(&mut self.links)?,
         })
+    }
+
+    /// Removes bridges that a former life left for a network that is no longer known, if they
+    /// have addresses of this one. True = there were some.
+    fn remove_rivals(&mut self, wanted: &Wanted, view: &View) -> bool {
+        let rival = |link: &&Link| {
+            naming::network_of_alias(&link.alias).is_some_and(|id| !self.networks.contains_key(&id))
+                && view
+                    .addresses
+                    .iter()
+                    .any(|a| a.index == link.index && wanted.subnet.contains(a.address))
+        };
+        let rivals: Vec<Index> = view.links.iter().filter(rival).map(|link| link.index).collect();
+        self.delete_links(&rivals);
+        !rivals.is_empty()
     }
 
     /// The bridge of a network if it exists: ours by alias, or one that the reference left under

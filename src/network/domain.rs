@@ -142,6 +142,9 @@ impl Domain {
     /// Finds what is left of an earlier life and installs the rules. Errors are not fatal: what
     /// needs the missing part fails with its reason, and each attach tries again.
     pub(super) fn start(&mut self) {
+        if let Err(err) = netns::prepare() {
+            error!("cannot prepare {} err={err}", netns::DIR);
+        }
         match rtnl::links(&mut self.links) {
             Ok(links) => self.find_left(links),
             Err(err) => error!("cannot list links err={err}"),

@@ -104,9 +104,7 @@ impl Firewall {
         let new: Vec<&Entry> = added.iter().filter(|e| !self.entries.contains(*e)).collect();
         let old: Vec<&Entry> = removed.iter().filter(|e| self.entries.contains(*e)).collect();
         if !self.installed {
-            self.entries.extend(added.iter().cloned());
-            self.entries.retain(|entry| !removed.contains(entry));
-            return self.rebuild();
+            return self.change_and_rebuild(added, removed);
         }
         if new.is_empty() && old.is_empty() {
             return Ok(());
@@ -127,15 +125,24 @@ impl Firewall {
         removed: &[Entry],
         result: Result<(), Error>,
     ) -> Result<(), Error> {
-        let flushed = matches!(&result, Err(Error::Kernel(r)) if r.errno == Errno::ENOENT);
-        if result.is_ok() || flushed {
-            self.entries.retain(|entry| !removed.contains(entry));
-            self.entries.extend(added.iter().cloned());
+        match result {
+            Ok(()) => {
+                self.entries.retain(|entry| !removed.contains(entry));
+                self.entries.extend(added.iter().cloned());
+                Ok(())
+            }
+            Err(Error::Kernel(refusal)) if refusal.errno == Errno::ENOENT => {
+                warn!("firewall rules were changed by somebody else; making them anew");
+                self.change_and_rebuild(added, removed)
+            }
+            other => other,
         }
-        if !flushed {
-            return result;
-        }
-        warn!("firewall rules were changed by somebody else; making them anew");
+    }
+
+    /// What could not be added is not remembered, what was to be removed is forgotten anyway.
+    fn change_and_rebuild(&mut self, added: &[Entry], removed: &[Entry]) -> Result<(), Error> {
+        self.entries.retain(|entry| !removed.contains(entry));
+        self.entries.extend(added.iter().cloned());
         let rebuilt = self.rebuild();
         if rebuilt.is_err() {
             self.entries.retain(|entry| !added.contains(entry));

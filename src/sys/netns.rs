@@ -41,9 +41,14 @@ impl HostNs {
     /// Makes a namespace with this name, runs `inside` in it and returns to the host. Nothing is
     /// left when either fails; a name in use is `AlreadyExists`.
     pub fn create<T>(&self, name: &str, inside: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        prepare_dir()?;
         let path = path(name);
-        OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path)?;
+        match new_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                prepare()?;
+                new_file(&path)?;
+            }
+            other => drop(other?),
+        }
         let result = self.make(&path, inside);
         if result.is_err() {
             // Already failing: what matters is the first error, and the sweep finds the rest.
@@ -110,8 +115,13 @@ pub fn list() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)
+}
+
 /// Makes `/run/netns` a shared mount, so that namespaces are visible in other mount namespaces.
-fn prepare_dir() -> io::Result<()> {
+/// Once at a start: it reads the table of all mounts.
+pub fn prepare() -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(DIR)?;
     if mounts()?.iter().any(|entry| entry.target == Path::new(DIR)) {
         return Ok(());
