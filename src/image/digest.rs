@@ -170,6 +170,10 @@ impl<'a> Package<'a> {
 
 impl Read for Package<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.failure.is_some() {
+            // Whoever reads on to explain a damage must not wait for the source once more.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let read = match self.source.read(buffer) {
             Ok(read) => read,
             Err(source) => {

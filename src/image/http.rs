@@ -464,4 +464,4 @@ fn content_range(value: &str) -> Option<(u64, u64)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

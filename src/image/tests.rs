@@ -14,6 +14,7 @@ use crate::sys::mount::{isolate, tmpfs};
 mod fixture;
 mod given;
 mod made;
+mod network;
 mod room;
 
 /// A store in a directory of its own.
