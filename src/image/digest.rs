@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
+use std::time::Duration;
 
 use sha2::Digest as _;
 use sha2::{Sha256, Sha384, Sha512};
@@ -14,6 +15,7 @@ use crate::image::download::{self, Source};
 use crate::image::error::Error;
 use crate::model::desired::PackageSource;
 use crate::model::id::Digest;
+use crate::sys;
 
 /// Lower-case hexadecimal text.
 pub(super) fn hex(bytes: &[u8]) -> String {
@@ -115,13 +117,19 @@ pub(super) struct Package<'a> {
     sha3_512: Option<Sha3_512>,
     /// What an error that `read` returned really was.
     failure: Option<Error>,
+    /// CLOCK_MONOTONIC at the last word about progress.
+    told_at: Duration,
 }
+
+/// Time between two lines about a package that takes long.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(10);
 
 impl<'a> Package<'a> {
     pub(super) fn new(source: Source, announced: &'a PackageSource) -> Self {
         let sha3_512 = (!announced.sha3_512.is_empty()).then(Sha3_512::new);
         let sha3_256 = Sha3_256::new();
-        Self { source, announced, read_bytes: 0, sha3_256, sha3_512, failure: None }
+        let told_at = sys::time::monotonic();
+        Self { source, announced, read_bytes: 0, sha3_256, sha3_512, failure: None, told_at }
     }
 
     /// The error of the source behind an error that `read` returned.
@@ -161,6 +169,15 @@ impl<'a> Package<'a> {
         Error::SizeMismatch { announced: self.announced.size_bytes, found }
     }
 
+    fn tell_progress(&mut self) {
+        let now = sys::time::monotonic();
+        if now.saturating_sub(self.told_at) >= PROGRESS_PERIOD {
+            self.told_at = now;
+            let (read, size) = (self.read_bytes, self.announced.size_bytes);
+            log::info!("package on its way url={} read={read} size={size}", self.announced.url);
+        }
+    }
+
     fn fail(&mut self, error: Error) -> io::Error {
         let text = error.to_string();
         self.failure = Some(error);
@@ -186,6 +203,7 @@ impl Read for Package<'_> {
             let more = self.size_mismatch(format!("{} or more", self.read_bytes));
             return Err(self.fail(more));
         }
+        self.tell_progress();
         self.sha3_256.update(&buffer[..read]);
         if let Some(hash) = &mut self.sha3_512 {
             hash.update(&buffer[..read]);

@@ -43,6 +43,8 @@ const PACKAGE_DEPTH: usize = 3;
 const LAYER_JSON: &[u8] = b"layer.json";
 /// Blobs that came before the manifest.
 const PARTS: &str = "parts";
+/// Directories of ours above the tree, as its removal counts them.
+const PLACE_DEPTH: usize = 4;
 /// Layers belong to nobody in particular.
 const LAYER_GID: u32 = 0;
 
@@ -137,7 +139,8 @@ fn rules(settings: &ImageSettings, gid: u32) -> Rules {
     Rules {
         gid,
         max_entries: settings.max_entries,
-        max_depth: settings.max_depth,
+        // What is installed must be removable.
+        max_depth: settings.max_depth.min(sys::tree::MAX_DEPTH - PLACE_DEPTH),
         now_s: sys::time::wall_ms() / 1000,
     }
 }

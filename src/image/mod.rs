@@ -234,7 +234,16 @@ impl Images for ImageStore {
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
     ) -> Result<Installed, Failure> {
-        Ok(self.try_install(plan, evicted)?)
+        let begun = sys::time::monotonic();
+        let installed = self.try_install(plan, evicted)?;
+        let ms = sys::time::monotonic().saturating_sub(begun).as_millis();
+        let (path, size_bytes) = match &installed {
+            Installed::Service(row, _) => (&row.path, row.size_bytes),
+            Installed::Layer(row) => (&row.path, row.size_bytes),
+        };
+        let (key, path) = (plan.package.key(), path.display());
+        log::info!("installed package=\"{key}\" path={path} size={size_bytes} ms={ms}");
+        Ok(installed)
     }
 
     fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure> {

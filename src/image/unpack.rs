@@ -2,8 +2,7 @@
 //!
 //! Fetch thread. In: a tar stream and an empty directory. Out: the tree and its listing. Every
 //! step into a directory is one `openat` of one checked name that must be a real directory, so no
-//! link and no `..` is ever resolved by the kernel on our behalf; parents stay open as a stack of
-//! descriptors. Existing entries are replaced by unlinking them, never by writing into them; a
+//! link and no `..` is ever resolved by the kernel on our behalf; one directory stays open. Existing entries are replaced by unlinking them, never by writing into them; a
 //! directory is never replaced. Owner is 0 and the given group, set-user-id and set-group-id bits
 //! go, extended attributes of the archive are dropped, times are clamped. Whiteout markers become
 //! what overlayfs understands, at the end, when it is known what else the archive holds.
@@ -74,8 +73,10 @@ struct Tree<'a, 's> {
     rules: Rules,
     part: &'static str,
     space: &'a mut Space<'s>,
-    /// Open directories from the root down, with their names: the path of the last entry.
-    open: Vec<(Vec<u8>, OwnedFd)>,
+    /// The directory that was entered last; none = the root.
+    here: Option<OwnedFd>,
+    /// Its path.
+    at: Vec<u8>,
     listing: Listing,
     /// Paths to hide in lower layers.
     whiteouts: Vec<Vec<u8>>,
@@ -98,7 +99,8 @@ impl<'a, 's> Tree<'a, 's> {
             rules,
             part,
             space,
-            open: Vec::new(),
+            here: None,
+            at: Vec::new(),
             listing,
             whiteouts: Vec::new(),
             entries: 0,
@@ -166,16 +168,16 @@ impl<'a, 's> Tree<'a, 's> {
         Ok(())
     }
 
-    /// Opens a directory of the tree, making what is missing of it, and leaves it as the last one
-    /// of `open`. A link or file on the way is an error.
+    /// Goes into a directory of the tree, making what is missing of it. A link or file on the way
+    /// is an error.
     fn enter(&mut self, directory: &[u8]) -> Result<(), Error> {
-        let components = components(directory);
-        let known = self.open.iter().zip(&components).take_while(|(open, name)| open.0 == **name);
-        let known = known.count();
-        self.open.truncate(known);
-        let mut path = components[..known].join(&b'/');
-        for name in &components[known..] {
-            path = names::join(&path, name);
+        if !is_above(&self.at, directory) {
+            self.here = None;
+            self.at.clear();
+        }
+        let rest = directory[self.at.len()..].split(|byte| *byte == b'/');
+        for name in rest.filter(|name| !name.is_empty()) {
+            let path = names::join(&self.at, name);
             match self.listing.0.get(&path) {
                 Some(Node::Directory { .. }) => {}
                 Some(_) => {
@@ -189,16 +191,15 @@ impl<'a, 's> Tree<'a, 's> {
                 }
             }
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let opened = sys::retry(|| openat(self.here(), *name, flags, Mode::empty()));
-            let opened = opened.map_err(self.failed("open", &path))?;
-            self.open.push((name.to_vec(), opened));
+            let opened = sys::retry(|| openat(self.here(), name, flags, Mode::empty()));
+            self.here = Some(opened.map_err(self.failed("open", &path))?);
+            self.at = path;
         }
         Ok(())
     }
 
-    /// The directory that was entered last.
     fn here(&self) -> BorrowedFd<'_> {
-        self.open.last().map_or(self.root.as_fd(), |(_, directory)| directory.as_fd())
+        self.here.as_ref().unwrap_or(&self.root).as_fd()
     }
 
     fn failed(&self, action: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {
@@ -406,8 +407,12 @@ impl<'a, 's> Tree<'a, 's> {
 const IMPLICIT: Node =
     Node::Directory { mode: IMPLICIT_DIRECTORY_MODE, opaque: false, mtime_s: None };
 
-fn components(path: &[u8]) -> Vec<&[u8]> {
-    if path.is_empty() { Vec::new() } else { path.split(|byte| *byte == b'/').collect() }
+/// Whether `directory` is `above` or lies below it.
+fn is_above(above: &[u8], directory: &[u8]) -> bool {
+    match directory.strip_prefix(above) {
+        Some(rest) => above.is_empty() || rest.is_empty() || rest.starts_with(b"/"),
+        None => false,
+    }
 }
 
 fn directory((path, node): (&Vec<u8>, &Node)) -> Option<Vec<u8>> {

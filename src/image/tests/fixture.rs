@@ -67,6 +67,16 @@ impl Archive {
         self.member(name, EntryType::Link, 0o644, target, b"")
     }
 
+    /// A file below so many components, its own included.
+    pub(super) fn deep(mut self, depth: usize) -> Self {
+        let mut header = Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(0);
+        let path = "d/".repeat(depth - 1) + "f";
+        self.0.append_data(&mut header, path, &b""[..]).unwrap();
+        self
+    }
+
     pub(super) fn bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }

@@ -12,15 +12,19 @@ const TMP_BYTES: u64 = 80 << 20;
 
 /// The folder of the packages, or nothing where the data is not checked out.
 fn data() -> Option<PathBuf> {
+    folder("images")
+}
+
+fn folder(name: &str) -> Option<PathBuf> {
     let root = match std::env::var_os("SM_TEST_DATA") {
         Some(root) => PathBuf::from(root),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
     };
-    let images = root.join("images");
-    if images.is_dir() {
-        return Some(images);
+    let folder = root.join(name);
+    if folder.is_dir() {
+        return Some(folder);
     }
-    println!("SKIP: no test data in {} (set SM_TEST_DATA)", images.display());
+    println!("SKIP: no test data in {} (set SM_TEST_DATA)", folder.display());
     None
 }
 
@@ -305,4 +309,58 @@ fn check_links(tree: &Path) {
     assert!(names(&tree.join("emptydir")).is_empty() && tree.join("emptydir").is_dir());
     let ino = |path: &str| fs::metadata(tree.join(path)).unwrap().ino();
     assert_eq!(ino("app/hard"), ino("app/run.sh"));
+}
+
+/// Services that the two Go releases left on disk.
+#[test]
+fn stores_of_the_reference() {
+    let Some(stores) = folder("store") else { return };
+    for release in ["go-8.0.1", "go-7.2.3"] {
+        let dir = tempfile::tempdir().unwrap();
+        let content = fs::File::open(stores.join(release).join("content.tar")).unwrap();
+        let mut archive = ::tar::Archive::new(content);
+        archive.set_preserve_ownerships(true);
+        archive.set_preserve_permissions(true);
+        archive.unpack(dir.path()).unwrap();
+        let store = Store::new(dir.path());
+        let rows = reference_services(&stores.join(release), dir.path());
+        assert_eq!(rows.len(), 3);
+        for row in &rows {
+            let image = store.store.load(row).unwrap();
+            assert_eq!(image.image.os, "linux");
+            store.store.verify(row).unwrap();
+        }
+        assert!(rows.iter().any(|row| !store.store.load(row).unwrap().layers.is_empty()));
+        let known: Vec<_> = rows.iter().map(|row| row.path.clone()).collect();
+        assert!(store.store.tidy(&known).unwrap().is_empty());
+        assert_eq!(names(&dir.path().join("services")).len(), 3);
+        assert!(names(&dir.path().join("layers/sha256")).is_empty(), "no row named it");
+    }
+}
+
+/// Rows of the table of services, with paths below another directory.
+fn reference_services(release: &Path, dir: &Path) -> Vec<InstalledService> {
+    let text = fs::read_to_string(release.join("tables.json")).unwrap();
+    let tables: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let table = &tables["services"];
+    let columns = table["columns"].as_array().unwrap();
+    let at = |name: &str| columns.iter().position(|column| column[0] == name).unwrap();
+    let row = |row: &serde_json::Value| {
+        let text = |name: &str| row[at(name)].as_str().unwrap().to_owned();
+        let path = text("imagePath");
+        InstalledService {
+            key: ServiceKey { id: ServiceId::new(&text("id")), version: "1".into() },
+            provider_id: NetworkId::new(&text("providerID")),
+            gid: u32::try_from(row[at("GID")].as_u64().unwrap()).unwrap(),
+            path: dir.join(path.strip_prefix("/var/aos/workdirs/sm/").unwrap()),
+            manifest_digest: bytes(&text("manifestDigest")),
+            tree_digest: String::new(),
+            package_digest: Vec::new(),
+            size_bytes: 0,
+            installed_at_ms: 0,
+            unused_since_ms: None,
+            confirmed: true,
+        }
+    };
+    table["rows"].as_array().unwrap().iter().map(row).collect()
 }

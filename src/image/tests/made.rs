@@ -181,6 +181,22 @@ fn limits_of_an_archive() {
 }
 
 #[test]
+fn the_deepest_tree_can_be_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::with(dir.path(), |settings| settings.max_depth = 1000);
+    let install = |depth: usize| {
+        let package = Image::new(Archive::new().deep(depth).bytes()).package();
+        store.service(file_source(&dir.path().join("package"), &package))
+    };
+    let deepest = sys::tree::MAX_DEPTH - 4;
+    let (row, _) = install(deepest).unwrap();
+    store.store.remove(&row.path).unwrap();
+    let error = install(deepest + 1).map(drop).unwrap_err();
+    assert!(error.ends_with("the directories are nested too deeply"), "{error}");
+    assert!(store.content().is_empty());
+}
+
+#[test]
 fn members_of_a_package() {
     let check = |archive: Archive, expect: &str| {
         let (_dir, store, row) = install(&archive.bytes());

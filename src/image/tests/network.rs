@@ -7,7 +7,7 @@ use crate::image::http::tests::{Reply, Server, limits, ok, sized};
 fn package() -> Vec<u8> {
     // Incompressible enough to need many reads.
     let noise: Vec<u8> =
-        (0..200_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+        (0..50_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     gzip(&Image::new(gzip(&Archive::new().file("noise", &noise).bytes())).package())
 }
 
@@ -51,7 +51,7 @@ fn installs_while_downloading() {
     };
     check(vec![Reply::Send(sized(&content))]);
     check(vec![Reply::Send(ok("", &content))]);
-    let (head, tail) = content.split_at(100_000);
+    let (head, tail) = content.split_at(50_000);
     let mut chunked = Vec::new();
     for chunk in [head, tail] {
         chunked.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
