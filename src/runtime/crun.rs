@@ -21,6 +21,7 @@ use crate::model::event::Exit;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{Record, Started};
+use crate::model::status::chain;
 use crate::ports::{Command, Init, Processes, Runtime, Stdio, Watch};
 use crate::runtime::cgroup::{self, Groups};
 use crate::sys::cgroups::Layout;
@@ -63,10 +64,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("{command} failed with {exit}: {message}")]
+    #[error("{command} {exit}: {message}")]
     Command { command: String, exit: Exit, message: String },
-    #[error("{command} was killed after {} s: {message}", COMMAND_DEADLINE.as_secs())]
-    TimedOut { command: String, message: String },
+    #[error("{command} took longer than {deadline:?}: {message}")]
+    TimedOut { command: String, deadline: Duration, message: String },
     #[error("{command} did not run")]
     NotRun {
         command: String,
@@ -129,6 +130,8 @@ pub struct Crun {
     state_root: PathBuf,
     groups: Groups,
     processes: Arc<dyn Processes>,
+    /// Of one command.
+    deadline: Duration,
 }
 
 impl std::fmt::Debug for Crun {
@@ -144,7 +147,7 @@ impl Crun {
         files::make_dirs(&state_root, 0o700)
             .map_err(|source| Error::Create { path: state_root.clone(), source })?;
         let groups = Groups::new(settings.layout.clone(), &settings.cgroup_parent);
-        Ok(Self { settings, state_root, groups, processes })
+        Ok(Self { settings, state_root, groups, processes, deadline: COMMAND_DEADLINE })
     }
 
     fn bundle(&self, id: &InstanceId) -> PathBuf {
@@ -189,14 +192,16 @@ impl Crun {
             Some(Stdio { stdout, stderr }) => (Some(stdout), Some(stderr)),
             None => (None, None),
         };
-        let request = Command { argv, stdout, stderr, deadline: COMMAND_DEADLINE };
+        let request = Command { argv, stdout, stderr, deadline: self.deadline };
         let end = match self.processes.run(request) {
             Ok(end) => end,
             Err(source) => return Err(Error::NotRun { command, source }),
         };
         let message = take_message(&log_file(bundle));
         match end.exit {
-            _ if end.timed_out => Err(Error::TimedOut { command, message }),
+            _ if end.timed_out => {
+                Err(Error::TimedOut { command, deadline: self.deadline, message })
+            }
             Exit::Code(0) => Ok(()),
             exit => Err(Error::Command { command, exit, message }),
         }
@@ -278,7 +283,7 @@ impl Crun {
         if state.exists() {
             let arguments = vec!["delete".into(), "-f".into(), id.as_str().into()];
             if let Err(error) = self.call(&self.bundle(id), arguments, None) {
-                log::debug!("{} instance={id}", crate::model::status::chain(&error));
+                log::debug!("{} instance={id}", chain(&error));
             }
         }
         self.groups.kill(id)?;
@@ -302,10 +307,10 @@ impl Runtime for Crun {
     fn create(&self, id: &InstanceId, bundle: &Path, stdio: Stdio) -> Result<Init, Failure> {
         self.clear_leftover(id)?;
         let created = self.create_container(id, bundle, stdio);
-        if created.is_err() {
-            if let Err(error) = self.delete_container(id) {
-                log::warn!("{} instance={id}", crate::model::status::chain(&error));
-            }
+        if created.is_err()
+            && let Err(error) = self.delete_container(id)
+        {
+            log::warn!("{} instance={id}", chain(&error));
         }
         Ok(created?)
     }

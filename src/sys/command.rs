@@ -164,7 +164,7 @@ mod tests {
             let leaky = nix::unistd::dup(&out).unwrap();
             seal_inherited().unwrap();
             let script = "tr '\\0' '\\n' </proc/$$/environ; readlink /proc/self/fd/0
-                grep SigBlk /proc/$$/status; ls /proc/$$/fd
+                grep SigBlk /proc/self/status; ls /proc/$$/fd
                 [ $(cut -d' ' -f5 /proc/$$/stat) = $$ ] && echo own group";
             let pid = spawn(&argv(script), Some(out.into()), None).unwrap();
             let pidfd = pidfd::open(pid).unwrap();

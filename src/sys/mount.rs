@@ -41,20 +41,28 @@ pub fn overlay(lower: &[&Path], target: &Path) -> io::Result<()> {
     }
 }
 
-/// The layers as short names that need no escaping: a descriptor each, named below `/proc`.
+/// The layers, held open.
 struct Layers {
+    /// As the table of mounts shall show them, or the short name where that could not be passed.
     names: Vec<CString>,
-    /// What the names lead to.
+    /// Short and free of what needs escaping: a descriptor each, named below `/proc`.
+    short_names: Vec<CString>,
+    /// What the short names lead to.
     _open: Vec<OwnedFd>,
 }
 
 impl Layers {
     fn open(lower: &[&Path]) -> io::Result<Self> {
-        let mut layers = Self { names: Vec::new(), _open: Vec::new() };
+        let mut layers = Self { names: Vec::new(), short_names: Vec::new(), _open: Vec::new() };
         for path in lower {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let fd = retry(|| open(*path, flags, Mode::empty()))?;
-            layers.names.push(CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd()))?);
+            let short_name = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+            let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+            let special = path.to_bytes().iter().any(|byte| b":,\\".contains(byte));
+            let plain = !special && path.count_bytes() <= VALUE_MAX;
+            layers.names.push(if plain { path } else { short_name.clone() });
+            layers.short_names.push(short_name);
             layers._open.push(fd);
         }
         Ok(layers)
@@ -81,7 +89,7 @@ fn overlay_new(layers: &Layers, target: &Path) -> io::Result<()> {
 /// By `mount`, whose data are cut at one page.
 fn overlay_classic(layers: &Layers, target: &Path) -> io::Result<()> {
     let mut data = b"lowerdir=".to_vec();
-    for name in &layers.names {
+    for name in &layers.short_names {
         data.extend_from_slice(name.to_bytes());
         data.push(b':');
     }
@@ -367,9 +375,9 @@ mod tests {
     }
 
     /// Layers `0` to `count − 1`, each with a file of its own name and one that all have.
-    fn layers(dir: &Path, count: usize) -> Vec<PathBuf> {
+    fn layers(dir: &Path, count: usize, tail: &str) -> Vec<PathBuf> {
         let make = |index: usize| {
-            let layer = dir.join(format!("{index}-{}", "x,:y\\".repeat(20)));
+            let layer = dir.join(format!("{index}-{tail}"));
             fs::create_dir(&layer).unwrap();
             write_plain(&layer.join(index.to_string()), b"own", 0o644).unwrap();
             write_plain(&layer.join("all"), index.to_string().as_bytes(), 0o644).unwrap();
@@ -378,9 +386,10 @@ mod tests {
         (0..count).map(make).collect()
     }
 
-    fn check_overlay(mount: fn(&[&Path], &Path) -> io::Result<()>, count: usize) {
+    fn check_overlay(mount: fn(&[&Path], &Path) -> io::Result<()>, count: usize, tail: &str) {
+        let tail = tail.to_owned();
         in_private(move |dir| {
-            let layers = layers(dir, count);
+            let layers = layers(dir, count, &tail);
             let lower: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
             let target = dir.join("target");
             fs::create_dir(&target).unwrap();
@@ -401,9 +410,13 @@ mod tests {
 
     #[test]
     fn overlays_of_few_and_many_layers() {
+        let classic =
+            |lower: &[&Path], target: &Path| overlay_classic(&Layers::open(lower)?, target);
         for count in [2, 40, 100] {
-            check_overlay(overlay, count);
-            check_overlay(|lower, target| overlay_classic(&Layers::open(lower)?, target), count);
+            for tail in [String::new(), "0".repeat(250), "x,:y\\".repeat(20)] {
+                check_overlay(overlay, count, &tail);
+                check_overlay(classic, count, &tail);
+            }
         }
     }
 
@@ -412,7 +425,7 @@ mod tests {
         in_private(|dir| {
             let missing = dir.join("missing");
             assert!(overlay(&[dir, &missing], dir).is_err());
-            let one = layers(dir, 1);
+            let one = layers(dir, 1, "");
             assert!(overlay(&[&one[0], &one[0]], dir).is_err());
             let many = vec![dir; 300];
             let classic = overlay_classic(&Layers::open(&many).unwrap(), dir);

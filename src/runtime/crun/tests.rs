@@ -117,10 +117,10 @@ fn errors_of_commands() {
         assert_eq!(error, expect);
     };
     let line = "{\"msg\":\"first\"}\n{\"level\":\"error\",\"msg\":\"the last\\n\"}\n";
-    check(Exit::Code(1), false, line, "crun create failed with exited with code 1: the last");
-    check(Exit::Code(7), false, "", "crun create failed with exited with code 7: no message");
-    check(Exit::Signal(9), false, "{}", "crun create failed with killed by signal 9: no message");
-    check(Exit::Signal(9), true, line, "crun create was killed after 10 s: the last");
+    check(Exit::Code(1), false, line, "crun create exited with code 1: the last");
+    check(Exit::Code(7), false, "", "crun create exited with code 7: no message");
+    check(Exit::Signal(9), false, "{}", "crun create killed by signal 9: no message");
+    check(Exit::Signal(9), true, line, "crun create took longer than 10s: the last");
     check(
         Exit::Code(0),
         false,
@@ -159,13 +159,13 @@ struct Bench {
 }
 
 /// Runs `body` with a runtime that exists on this host.
-fn with_runtime(name: &str, flavour: Flavour, body: impl FnOnce(&Bench)) {
+fn with_runtime(name: &str, flavour: Flavour, body: impl FnOnce(&mut Bench)) {
     thread::block_signals().unwrap();
-    if flavour == Flavour::Crun {
-        if let Err(error) = private_v1_view() {
-            println!("SKIP {name}: no private view of control groups: {error}");
-            return;
-        }
+    if flavour == Flavour::Crun
+        && let Err(error) = private_v1_view()
+    {
+        println!("SKIP {name}: no private view of control groups: {error}");
+        return;
     }
     let program = if flavour == Flavour::Crun { "crun" } else { "runc" };
     let found = command::find(program.as_ref()).map(|path| probe::probe(Some(&path)).unwrap());
@@ -186,8 +186,9 @@ fn with_runtime(name: &str, flavour: Flavour, body: impl FnOnce(&Bench)) {
     let (core, events) = bounded(8);
     let main = thread::spawn("main", move || event_loop.run(&core)).unwrap();
     let processes: Arc<LoopHandle> = Arc::new(handle.clone());
-    let bench = Bench { crun: Crun::new(settings, processes).unwrap(), events, dir, parent };
-    body(&bench);
+    let crun = Crun::new(settings, processes).unwrap();
+    let mut bench = Bench { crun, events, dir, parent };
+    body(&mut bench);
     bench.expect_nothing_left();
     handle.stop();
     main.join().unwrap().unwrap();
@@ -226,13 +227,17 @@ impl Bench {
 
     /// Writes a bundle that runs these words, with `sh` and its tools from busybox.
     fn bundle(&self, words: &[&str]) -> PathBuf {
-        let bundle = self.crun.bundle(&id());
-        let bin = bundle.join("rootfs/bin");
-        fs::create_dir_all(&bin).unwrap();
-        for name in ["proc", "dev"] {
-            fs::create_dir_all(bundle.join("rootfs").join(name)).unwrap();
+        self.bundle_of(&id(), words)
+    }
+
+    fn bundle_of(&self, id: &InstanceId, words: &[&str]) -> PathBuf {
+        let bundle = self.crun.bundle(id);
+        let rootfs = self.dir.path().join("rootfs");
+        let bin = rootfs.join("bin");
+        for dir in [&bin, &rootfs.join("proc"), &rootfs.join("dev"), &bundle] {
+            fs::create_dir_all(dir).unwrap();
         }
-        for tool in ["busybox", "sh", "sleep", "tail", "grep"] {
+        for tool in ["busybox", "sh", "sleep", "tail", "grep", "ls", "tr"] {
             let path = bin.join(tool);
             if !path.exists() {
                 fs::copy("/bin/busybox", path).unwrap();
@@ -244,15 +249,15 @@ impl Bench {
         let config = json!({
             "ociVersion": "1.0.2",
             "process": {
-                "user": {"uid": 0, "gid": 0}, "args": words, "cwd": "/", "env": ["PATH=/bin"],
+                "user": {"uid": 0, "gid": 0}, "args": words, "cwd": "/", "env": ["PATH=/bin", "HOME=/"],
                 "noNewPrivileges": true,
             },
-            "root": {"path": "rootfs"},
+            "root": {"path": rootfs},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
                        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}],
             "linux": {
                 "namespaces": namespaces,
-                "cgroupsPath": self.crun.groups.leaf(&id()),
+                "cgroupsPath": self.crun.groups.leaf(id),
                 "resources": {
                     "devices": [{"allow": false, "access": "rwm"}],
                     "memory": {"limit": 16 << 20}, "pids": {"limit": 32},
@@ -306,7 +311,8 @@ impl Drop for Bench {
 fn containers_live_and_die(bench: &Bench) {
     let crun = &bench.crun;
     // An early output, the state inherited from us, and an exit code.
-    let script = "echo hello; grep SigBlk /proc/self/status; exit 42";
+    let script = "echo hello; grep SigBlk /proc/self/status; umask; tr '\\0' ' ' </proc/1/environ
+        ls /proc/1/fd; exit 42";
     let bundle = bench.bundle(&["/bin/sh", "-c", script]);
     let init = crun.create(&id(), &bundle, bench.stdio()).unwrap();
     assert!(crun.groups.contains(&id(), init.pid));
@@ -317,7 +323,7 @@ fn containers_live_and_die(bench: &Bench) {
     crun.start(&id()).unwrap();
     bench.expect_exit(Exit::Code(42));
     let text = fs::read_to_string(bench.out()).unwrap();
-    assert_eq!(text, "hello\nSigBlk:\t0000000000000000\n");
+    assert_eq!(text, "hello\nSigBlk:\t0000000000000000\n0022\nPATH=/bin HOME=/ 0\n1\n2\n");
     crun.delete(&id()).unwrap();
     bench.expect_nothing_left();
 
@@ -364,7 +370,7 @@ fn failures_are_told(bench: &Bench) {
     let failure = crun.create(&id(), &bundle, bench.stdio()).unwrap_err();
     assert!(failure.message.contains("config.json"), "{failure}");
     bench.expect_nothing_left();
-    assert!(crun.start(&id()).unwrap_err().message.contains("start failed with"));
+    assert!(crun.start(&id()).unwrap_err().message.contains("start exited with"));
 
     bench.run(&["/bin/unloadable"]);
     bench.expect_exit(Exit::Code(1));
@@ -429,44 +435,129 @@ fn only_the_recorded_process_is_adopted(bench: &Bench) {
     crun.delete(&id()).unwrap();
 }
 
-#[test]
-fn runc_containers_live_and_die() {
-    in_own_process("runtime::crun::tests::runc_containers_live_and_die", || {
-        with_runtime("runc-life", Flavour::Runc, containers_live_and_die);
+/// Many containers by two workers, as the exec threads do it; nothing may pile up.
+fn many_at_once(bench: &Bench, count: usize) {
+    let crun = &bench.crun;
+    let ids: Vec<InstanceId> = (0..count).map(|n| InstanceId::new(&format!("many-{n}"))).collect();
+    let starts = |ids: &[InstanceId]| {
+        for id in ids {
+            let bundle = bench.bundle_of(id, &["/bin/sh", "-c", "exit 3"]);
+            crun.create(id, &bundle, devnull()).unwrap();
+            crun.start(id).unwrap();
+        }
+    };
+    bench.bundle(&["/bin/sh"]);
+    let (left, right) = ids.split_at(count / 2);
+    let mut ended = BTreeSet::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| starts(left));
+        scope.spawn(|| starts(right));
+        while ended.len() < count {
+            match bench.events.recv_timeout(PATIENCE).unwrap() {
+                Event::Exited { id, exit: Exit::Code(3) } => assert!(ended.insert(id)),
+                other => panic!("{other:?}"),
+            }
+        }
     });
+    assert_eq!(crun.survey().len(), count);
+    std::thread::scope(|scope| {
+        for half in [left, right] {
+            scope.spawn(|| half.iter().for_each(|id| crun.delete(id).unwrap()));
+        }
+    });
+    wait_until("no child", || own_children().is_empty());
 }
 
-#[test]
-fn crun_containers_live_and_die() {
-    in_own_process("runtime::crun::tests::crun_containers_live_and_die", || {
-        with_runtime("crun-life", Flavour::Crun, containers_live_and_die);
-    });
+/// Numbers of our children, zombies included.
+fn own_children() -> Vec<u32> {
+    let mut pids = Vec::new();
+    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        pids.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()));
+    }
+    pids
 }
 
-#[test]
-fn runc_failures_are_told() {
-    in_own_process("runtime::crun::tests::runc_failures_are_told", || {
-        with_runtime("runc-failures", Flavour::Runc, failures_are_told);
-    });
+/// The runtime is killed at any moment of a create: afterwards all can be removed.
+fn killed_runtimes_leave_nothing(bench: &Bench, rounds: u32, step: Duration) {
+    let crun = &bench.crun;
+    let bundle = bench.bundle(&["/bin/sleep", "1000"]);
+    let (mut failed, mut created) = (0, 0);
+    for round in 0..rounds {
+        let at = step * round;
+        let result = std::thread::scope(|scope| {
+            let create = scope.spawn(|| crun.create(&id(), &bundle, devnull()));
+            wait_until("the runtime", || !own_children().is_empty() || create.is_finished());
+            let begin = crate::sys::time::monotonic();
+            while crate::sys::time::monotonic() < begin + at && !create.is_finished() {
+                std::thread::yield_now();
+            }
+            // The init may be our child by now: it is not the one to kill.
+            for pid in own_children() {
+                if !crun.groups.contains(&id(), pid) {
+                    let _ = pidfd::kill_group(pid);
+                }
+            }
+            create.join().unwrap()
+        });
+        crun.delete(&id()).unwrap();
+        match result {
+            Ok(_) => {
+                created += 1;
+                bench.expect_exit(Exit::Signal(9));
+            }
+            Err(_) => failed += 1,
+        }
+        assert_eq!(crun.survey(), [], "round {round}");
+        wait_until("no child", || own_children().is_empty());
+        // A watch may have been registered before a failure was seen.
+        while bench.events.try_recv().is_ok() {}
+    }
+    assert!(failed > 0, "{created} created");
 }
 
-#[test]
-fn crun_failures_are_told() {
-    in_own_process("runtime::crun::tests::crun_failures_are_told", || {
-        with_runtime("crun-failures", Flavour::Crun, failures_are_told);
-    });
+/// A runtime that never comes back is killed, with what it has started.
+fn a_hanging_runtime_is_killed(bench: &mut Bench) {
+    let script = bench.dir.path().join("hanging");
+    files::write_plain(&script, b"#!/bin/sh\nsleep 1000 & sleep 1000\n", 0o755).unwrap();
+    let bundle = bench.bundle(&["/bin/sleep", "1000"]);
+    bench.crun.settings.binary = script;
+    bench.crun.deadline = Duration::from_millis(100);
+    let failure = bench.crun.create(&id(), &bundle, bench.stdio()).unwrap_err();
+    assert_eq!(failure.message, "hanging create took longer than 100ms: no message");
+    assert!(failure.transient);
+    wait_until("no child", || own_children().is_empty());
+    bench.crun.settings.binary = "/no/runtime".into();
+    let failure = bench.crun.create(&id(), &bundle, bench.stdio()).unwrap_err();
+    assert!(failure.message.starts_with("runtime create did not run: "), "{failure}");
 }
 
-#[test]
-fn runc_only_the_recorded_process_is_adopted() {
-    in_own_process("runtime::crun::tests::runc_only_the_recorded_process_is_adopted", || {
-        with_runtime("runc-adopt", Flavour::Runc, only_the_recorded_process_is_adopted);
-    });
+/// One test in a process of its own.
+macro_rules! real {
+    ($($name:ident: $flavour:ident, $body:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            in_own_process(concat!("runtime::crun::tests::", stringify!($name)), || {
+                with_runtime(stringify!($name), Flavour::$flavour, $body);
+            });
+        }
+    )*};
 }
 
-#[test]
-fn crun_only_the_recorded_process_is_adopted() {
-    in_own_process("runtime::crun::tests::crun_only_the_recorded_process_is_adopted", || {
-        with_runtime("crun-adopt", Flavour::Crun, only_the_recorded_process_is_adopted);
-    });
+real! {
+    runc_containers_live_and_die: Runc, |bench| containers_live_and_die(bench);
+    crun_containers_live_and_die: Crun, |bench| containers_live_and_die(bench);
+    runc_failures_are_told: Runc, |bench| failures_are_told(bench);
+    crun_failures_are_told: Crun, |bench| failures_are_told(bench);
+    runc_only_the_recorded_process_is_adopted: Runc,
+        |bench| only_the_recorded_process_is_adopted(bench);
+    crun_only_the_recorded_process_is_adopted: Crun,
+        |bench| only_the_recorded_process_is_adopted(bench);
+    runc_many_at_once: Runc, |bench| many_at_once(bench, 16);
+    crun_many_at_once: Crun, |bench| many_at_once(bench, 64);
+    runc_killed_at_any_moment: Runc,
+        |bench| killed_runtimes_leave_nothing(bench, 40, Duration::from_micros(1000));
+    crun_killed_at_any_moment: Crun,
+        |bench| killed_runtimes_leave_nothing(bench, 80, Duration::from_micros(200));
+    runc_hangs: Runc, a_hanging_runtime_is_killed;
 }
