@@ -43,11 +43,18 @@ pub enum Flavour {
     Runc,
 }
 
+/// A runtime that can work on this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Program {
+    pub binary: PathBuf,
+    pub flavour: Flavour,
+}
+
 /// What a runtime adapter needs of configuration and host.
 #[derive(Clone, Debug)]
 pub struct RuntimeSettings {
-    pub binary: PathBuf,
-    pub flavour: Flavour,
+    /// The runtime, or why there is none: then no container can be created.
+    pub program: Result<Program, String>,
     /// `<runDir>`; the state of containers is in `oci/` below it.
     pub run_dir: PathBuf,
     /// Parent of the control groups, below the root of every hierarchy.
@@ -58,6 +65,8 @@ pub struct RuntimeSettings {
 /// Why a container could not be handled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("no container can run on this node: {0}")]
+    NoRuntime(String),
     #[error("cannot create {path}")]
     Create {
         path: PathBuf,
@@ -159,13 +168,10 @@ impl Crun {
     }
 
     /// The arguments in front of every command. The log is left out where its directory is gone.
-    fn global_arguments(&self, bundle: &Path) -> Vec<OsString> {
-        let mut argv: Vec<OsString> = vec![
-            self.settings.binary.clone().into(),
-            "--root".into(),
-            self.state_root.clone().into(),
-        ];
-        if self.settings.flavour == Flavour::Crun {
+    fn global_arguments(&self, program: &Program, bundle: &Path) -> Vec<OsString> {
+        let mut argv: Vec<OsString> =
+            vec![program.binary.clone().into(), "--root".into(), self.state_root.clone().into()];
+        if program.flavour == Flavour::Crun {
             // runc has no such option, and this as its default.
             argv.push("--cgroup-manager=cgroupfs".into());
         }
@@ -183,10 +189,11 @@ impl Crun {
         arguments: Vec<OsString>,
         stdio: Option<Stdio>,
     ) -> Result<(), Error> {
+        let program = self.settings.program.as_ref().map_err(|why| Error::NoRuntime(why.clone()))?;
         let verb = arguments.first().map(|verb| verb.to_string_lossy().into_owned());
-        let name = self.settings.binary.file_name().unwrap_or_default().to_string_lossy();
+        let name = program.binary.file_name().unwrap_or_default().to_string_lossy();
         let command = format!("{name} {}", verb.unwrap_or_default());
-        let mut argv = self.global_arguments(bundle);
+        let mut argv = self.global_arguments(program, bundle);
         argv.extend(arguments);
         let (stdout, stderr) = match stdio {
             Some(Stdio { stdout, stderr }) => (Some(stdout), Some(stderr)),
@@ -265,7 +272,7 @@ impl Crun {
 
     /// The init according to the runtime's own file; `None` = no readable file.
     fn known_pid(&self, id: &InstanceId) -> Option<u32> {
-        let (name, key) = match self.settings.flavour {
+        let (name, key) = match self.settings.program.as_ref().ok()?.flavour {
             Flavour::Crun => ("status", "pid"),
             Flavour::Runc => ("state.json", "init_process_pid"),
         };

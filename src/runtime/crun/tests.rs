@@ -60,8 +60,7 @@ fn recorded(flavour: Flavour, end: CommandEnd, log: &'static str) -> (String, St
         Flavour::Runc => "/usr/sbin/runc",
     };
     let settings = RuntimeSettings {
-        binary: binary.into(),
-        flavour,
+        program: Ok(Program { binary: binary.into(), flavour }),
         run_dir: run_dir.clone(),
         cgroup_parent: "/aos".into(),
         layout: Layout::default(),
@@ -176,8 +175,7 @@ fn with_runtime(name: &str, flavour: Flavour, body: impl FnOnce(&mut Bench)) {
     let dir = tempfile::tempdir().unwrap();
     let parent = format!(r"/aos-test-{}-{}.slice/a\x2db.slice", name, std::process::id());
     let settings = RuntimeSettings {
-        binary: found.binary,
-        flavour: found.flavour,
+        program: Ok(Program { binary: found.binary, flavour: found.flavour }),
         run_dir: dir.path().to_owned(),
         cgroup_parent: parent.clone(),
         layout,
@@ -521,15 +519,20 @@ fn a_hanging_runtime_is_killed(bench: &mut Bench) {
     let script = bench.dir.path().join("hanging");
     files::write_plain(&script, b"#!/bin/sh\nsleep 1000 & sleep 1000\n", 0o755).unwrap();
     let bundle = bench.bundle(&["/bin/sleep", "1000"]);
-    bench.crun.settings.binary = script;
+    let flavour = Flavour::Runc;
+    bench.crun.settings.program = Ok(Program { binary: script, flavour });
     bench.crun.deadline = Duration::from_millis(100);
     let failure = bench.crun.create(&id(), &bundle, bench.stdio()).unwrap_err();
     assert_eq!(failure.message, "hanging create took longer than 100ms: no message");
     assert!(failure.transient);
     wait_until("no child", || own_children().is_empty());
-    bench.crun.settings.binary = "/no/runtime".into();
+    let binary = "/no/runtime".into();
+    bench.crun.settings.program = Ok(Program { binary, flavour });
     let failure = bench.crun.create(&id(), &bundle, bench.stdio()).unwrap_err();
     assert!(failure.message.starts_with("runtime create did not run: "), "{failure}");
+    bench.crun.settings.program = Err("it is missing".to_owned());
+    let failure = bench.crun.create(&id(), &bundle, bench.stdio()).unwrap_err();
+    assert_eq!(failure.message, "no container can run on this node: it is missing");
 }
 
 /// One test in a process of its own.
