@@ -1,7 +1,7 @@
 //! cm-rx and cm-tx against a CM double over mutual TLS.
 
 use std::sync::Mutex;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, bounded};
 use grpcio::RpcStatusCode;
@@ -15,6 +15,7 @@ use crate::model::status::{
 };
 use crate::rpc::double::{Authority, DuplexCall, Gate, LONG, Running, duplex_service, env};
 use crate::rpc::{InboxSender, Keepalive};
+use crate::sys::thread::spawn;
 
 #[derive(Debug)]
 struct Given(Mutex<Result<Certificate, RpcStatusCode>>);
@@ -66,10 +67,8 @@ impl Bed {
             tx: tx.clone(),
         };
         let threads = vec![
-            thread::Builder::new().spawn(move || receiving.run()).unwrap(),
-            thread::Builder::new()
-                .spawn(move || sender::run(send_limit, &tx_inbox, &events_in))
-                .unwrap(),
+            spawn("cm-rx", move || receiving.run()).unwrap(),
+            spawn("cm-tx", move || sender::run(send_limit, &tx_inbox, &events_in)).unwrap(),
         ];
         Self { authority, certs, gate, server, calls, events, rx, tx, threads }
     }

@@ -98,21 +98,20 @@ impl Dialect for V4 {
     fn encode(&self, report: CmReport) -> Result<Vec<u8>, Error> {
         let kind = kind(&report);
         let mut message = outgoing(report, TEXT_LIMIT_BYTES);
-        let mut size = message.compute_size();
-        if too_large(size) {
+        let mut size_bytes = size(&message);
+        if size_bytes > MESSAGE_LIMIT_BYTES {
             shorten(&mut message);
-            size = message.compute_size();
+            size_bytes = size(&message);
         }
-        if too_large(size) {
-            let size_bytes = usize::try_from(size).unwrap_or(usize::MAX);
+        if size_bytes > MESSAGE_LIMIT_BYTES {
             return Err(Error::TooLarge { kind, size_bytes });
         }
-        message.write_to_bytes().map_err(|source| Error::Malformed { size_bytes: 0, source })
+        message.write_to_bytes().map_err(|source| Error::Malformed { size_bytes, source })
     }
 }
 
-fn too_large(size: u64) -> bool {
-    size > MESSAGE_LIMIT_BYTES as u64
+fn size(message: &wire::SMOutgoingMessages) -> usize {
+    usize::try_from(message.compute_size()).unwrap_or(usize::MAX)
 }
 
 impl V4 {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Condvar, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, bounded};
 use grpcio::{RpcStatusCode, ServiceBuilder};
@@ -19,6 +19,7 @@ use crate::rpc::InboxSender;
 use crate::rpc::double::{
     Authority, Gate, LONG, Reply, Running, StreamCall, env, with_stream, with_unary,
 };
+use crate::sys::thread::spawn;
 
 /// How the double behaves, and what it was asked.
 #[derive(Default)]
@@ -168,7 +169,7 @@ impl Bed {
             inbox: commands,
             events: events_in,
         };
-        let thread = thread::Builder::new().spawn(move || watching.run()).unwrap();
+        let thread = spawn("iam", move || watching.run()).unwrap();
         Self {
             authority,
             script,

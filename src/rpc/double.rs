@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::thread;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -17,6 +16,7 @@ use grpcio::{
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use super::*;
+use crate::sys::thread::spawn;
 
 /// No test waits longer for anything.
 pub(crate) const LONG: Duration = Duration::from_secs(10);
@@ -280,17 +280,16 @@ impl Gate {
             streams: Mutex::new(Vec::new()),
         });
         let inside = Arc::downgrade(&passage);
-        thread::Builder::new()
-            .spawn(move || {
-                for outer in listener.incoming().map_while(Result::ok) {
-                    let Some(passage) = inside.upgrade() else { return };
-                    let mode = *passage.mode.lock().unwrap();
-                    if let Mode::Open(port) = mode {
-                        passage.connect(outer, port);
-                    }
+        spawn("gate", move || {
+            for outer in listener.incoming().map_while(Result::ok) {
+                let Some(passage) = inside.upgrade() else { return };
+                let mode = *passage.mode.lock().unwrap();
+                if let Mode::Open(port) = mode {
+                    passage.connect(outer, port);
                 }
-            })
-            .unwrap();
+            }
+        })
+        .unwrap();
         Self { port, passage }
     }
 
@@ -346,7 +345,7 @@ impl Passage {
         self.streams.lock().unwrap().extend([outer, inner]);
         for (from, to) in ways {
             let passage = self.clone();
-            thread::Builder::new().spawn(move || passage.pump(from, to)).unwrap();
+            spawn("pump", move || passage.pump(from, to)).unwrap();
         }
     }
 
