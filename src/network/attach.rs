@@ -15,6 +15,7 @@ use nix::errno::Errno;
 
 use super::bridge::LINK_ATTEMPTS;
 use super::channel::Channel;
+use super::dns::Record;
 use super::domain::{Attached, Bridged, Domain, Role, Standing, Wired, chain};
 use super::error::{Error, Refusal};
 use super::names::{self, ServerSources};
@@ -31,7 +32,6 @@ use crate::sys::netns;
 
 /// Namespace of the calling thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
-const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 const FILE_MODE: u32 = 0o644;
 /// A kernel with built-in tunnel devices has index 2 taken in a new namespace.
 const OTHER_PEER_INDEX: Index = 0x1_0000;
@@ -109,6 +109,10 @@ impl Domain {
 
     fn remember(&mut self, attachment: Attachment, wired: Option<Wired>) {
         let Attachment { id, network, names, dns_servers, etc_dir, .. } = attachment;
+        if let Some(wired) = &wired {
+            let (names, servers) = (names.clone(), dns_servers.clone());
+            self.dns.add(&network, &id, Record { address: wired.address, names, servers });
+        }
         self.instances.insert(id, Attached { network, wired, names, dns_servers, etc_dir });
     }
 
@@ -342,18 +346,13 @@ impl Domain {
 
     fn resolv_conf(&self, network: &NetworkId, cm: &[IpAddr]) -> String {
         // The servers of the host are the last resort; most instances do without the file.
-        let host = if cm.is_empty() { read_host_servers() } else { Vec::new() };
+        let host = if cm.is_empty() { names::host_servers() } else { Vec::new() };
         names::resolv_conf(&names::name_servers(&ServerSources {
-            responder: self.responder(network),
+            responder: self.dns.responder(network),
             cm,
             host: &host,
             fallback: &self.settings.dns_fallback,
         }))
-    }
-
-    /// Address of the responder of a network, if it runs.
-    fn responder(&self, _network: &NetworkId) -> Option<Ipv4Addr> {
-        None
     }
 
     fn adopt_link(
@@ -428,6 +427,9 @@ impl Domain {
     /// The same without a look at the network.
     pub(super) fn detach_only(&mut self, id: &InstanceId) -> Result<(), Error> {
         let attached = self.instances.remove(id);
+        if let Some(attached) = &attached {
+            self.dns.remove(&attached.network, id);
+        }
         let wired = attached.as_ref().and_then(|attached| attached.wired.as_ref());
         let rules = match wired {
             Some(wired) => self.firewall.remove(&wired.entries),
@@ -488,10 +490,6 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
         path,
         source,
     })
-}
-
-fn read_host_servers() -> Vec<IpAddr> {
-    names::parse_servers(&std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default())
 }
 
 fn unmount_namespace(id: &InstanceId) -> Result<(), Error> {

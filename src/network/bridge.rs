@@ -147,6 +147,7 @@ impl Domain {
             return Err(err);
         }
         let vlan = parent.and_then(|parent| self.raise_vlan(&wanted, parent.index, index, &view));
+        self.dns.open_zone(id, &bridge, wanted.gateway);
         let standing = Standing { bridge, index, mtu, vlan };
         if let Some(network) = self.networks.get_mut(id) {
             network.standing = Some(standing.clone());
@@ -370,6 +371,7 @@ impl Domain {
                 error!("cannot detach instance instance={instance} err={}", chain(&err));
             }
         }
+        self.dns.remove_zone(id);
         let Some(network) = self.networks.remove(id) else { return };
         let Some(standing) = network.standing else { return };
         info!("removing network network={id}");

@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use log::{debug, error, info, warn};
+use mio::Registry;
 use nix::errno::Errno;
 
 use super::channel::Channel;
+use super::dns::Dns;
 use super::error::Error;
 use super::firewall::Firewall;
 use super::names;
@@ -42,6 +44,7 @@ pub(super) struct Domain {
     pub(super) host: HostNs,
     pub(super) links: Channel,
     pub(super) firewall: Firewall,
+    pub(super) dns: Dns,
     pub(super) networks: BTreeMap<NetworkId, Bridged>,
     pub(super) instances: BTreeMap<InstanceId, Attached>,
     pub(super) left: Left,
@@ -112,7 +115,7 @@ pub(super) struct Left {
 
 impl Domain {
     /// Opens sockets and the namespace of the host; changes nothing.
-    pub(super) fn open(mut settings: NetworkSettings) -> Result<Self, Error> {
+    pub(super) fn open(mut settings: NetworkSettings, registry: Registry) -> Result<Self, Error> {
         settings.hosts.retain(|host| {
             let checked = names::check_host(host);
             if let Err(err) = &checked {
@@ -125,6 +128,7 @@ impl Domain {
         Ok(Self {
             host,
             links: Channel::open(Family::Route)?,
+            dns: Dns::new(registry, settings.dns_responder),
             firewall: Firewall::open(settings.firewall, settings.open_inbound)?,
             settings,
             networks: BTreeMap::new(),
@@ -257,7 +261,8 @@ impl Domain {
             Role::Draining { until } => Some(until),
             _ => None,
         });
-        self.fading.iter().map(|(_, at)| *at).chain(draining).min()
+        let dns = self.dns.next_deadline();
+        self.fading.iter().map(|(_, at)| *at).chain(draining).chain(dns).min()
     }
 
     /// Does what is due.
@@ -266,6 +271,7 @@ impl Domain {
         if !self.next_deadline().is_some_and(|at| due(&at)) {
             return;
         }
+        self.dns.tick(now);
         let (gone, fading) = self.fading.drain(..).partition(|(_, at)| due(at));
         self.fading = fading;
         let gone: Vec<(Index, Duration)> = gone;

@@ -2,23 +2,25 @@
 //!
 //! The thread `net` owns everything on the host that has to do with networks and is the only one
 //! that enters namespaces. In: `NetRequest`s through `NetHandle`. Out: one-slot replies to exec
-//! jobs, `Event::NetworksUpdated` to core. All kernel changes go over netlink from this process;
+//! jobs, `Event::NetworksUpdated` to core, and answers to the name queries of instances. All kernel changes go over netlink from this process;
 //! no program is ever started. What stands in the kernel is recognised by aliases and by the
 //! prefix `aos_`, so that nothing foreign is touched and a crash leaves nothing unknown.
 //!
 //! Reading order: `settings`, `plan` (checks), `domain` (state), `bridge` (networks), `attach`
-//! (instances), `names`, `firewall` with `rules`, then the encodings `rtnl`, `nft`, `wire` and the
+//! (instances), `names`, `dns`, `firewall` with `rules`, then the encodings `rtnl`, `nft`, `wire` and the
 //! socket `channel`. Not here: the decision what is attached when (core, exec jobs).
 
 mod attach;
 mod bridge;
 mod channel;
+mod dns;
 mod domain;
 mod error;
 mod firewall;
 mod names;
 mod naming;
 mod nft;
+mod packet;
 mod plan;
 mod rtnl;
 mod rules;
@@ -179,7 +181,8 @@ impl NetThread {
         let poll = Poll::new().map_err(failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(failed)?);
         let (sender, inbox) = bounded(REQUESTS);
-        let domain = Domain::open(settings)?;
+        let registry = poll.registry().try_clone().map_err(failed)?;
+        let domain = Domain::open(settings, registry)?;
         let handle = NetHandle(Arc::new(Sending { requests: Some(sender), waker: waker.clone() }));
         Ok((Self { poll, _waker: waker, inbox, domain }, handle))
     }
@@ -201,7 +204,11 @@ impl NetThread {
                 Ok(request) => self.serve(request, &events),
                 Err(TryRecvError::Empty) => {}
             }
-            self.domain.tick(sys::time::monotonic());
+            let now = sys::time::monotonic();
+            for event in ready.iter().filter(|event| event.token() != WAKER) {
+                self.domain.dns.ready(event.token(), now);
+            }
+            self.domain.tick(now);
         }
         info!("network thread ended");
     }

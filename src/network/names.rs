@@ -1,4 +1,4 @@
-//! Pure: names of instances, and the files `hosts` and `resolv.conf` byte for byte.
+//! Names of instances, and the content of the files `hosts` and `resolv.conf` byte for byte.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,6 +10,7 @@ use crate::model::node::Host;
 /// Longest name and label of the DNS.
 const MAX_NAME_BYTES: usize = 253;
 const MAX_LABEL_BYTES: usize = 63;
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Names of an instance in their order: host name, `instance.subject.service`, for instance 0 also
 /// `subject.service`, then every name with a dot once more inside its network.
@@ -122,8 +123,13 @@ pub(super) fn name_servers(sources: &ServerSources<'_>) -> Vec<IpAddr> {
     servers
 }
 
+/// Name servers of the host; none if it has no such file.
+pub(super) fn host_servers() -> Vec<IpAddr> {
+    parse_servers(&std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default())
+}
+
 /// Name servers in the text of a `resolv.conf`.
-pub(super) fn parse_servers(text: &str) -> Vec<IpAddr> {
+fn parse_servers(text: &str) -> Vec<IpAddr> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();

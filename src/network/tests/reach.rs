@@ -50,7 +50,8 @@ fn instances_of_one_network_reach_each_other_and_the_node() {
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
              172.17.0.2\tnet1 cam\n10.0.0.100\twwwivi\n"
         );
-        assert!(rig.file(&a, "resolv.conf").ends_with("nameserver\t10.9.9.9\n"));
+        let expect = "nameserver\t172.17.0.1\nnameserver\t10.9.9.9\n";
+        assert_eq!(rig.file(&a, "resolv.conf"), expect);
     });
 }
 

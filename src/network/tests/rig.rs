@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -316,6 +316,10 @@ impl Peer<'_> {
 
     pub(super) fn listen(&self, port: u16) -> TcpListener {
         self.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap()
+    }
+
+    pub(super) fn udp(&self, address: SocketAddr) -> UdpSocket {
+        self.inside(|| UdpSocket::bind(address)).unwrap()
     }
 
     /// Connects to a service that somebody else has just opened at `target`; returns the address
