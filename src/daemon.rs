@@ -1,1 +1,403 @@
-//! Being written.
+//! Composition root: picks the adapters, makes all channels and threads, joins them.
+//!
+//! Runs on main, which then becomes the event loop. In: the configuration. Out: a daemon that has
+//! ended in good order, or the reason why it could not start. The only file that knows every part;
+//! nothing is decided here.
+//!
+//! Shutdown: core drains and returns, the event loop is told to stop, and from there every thread
+//! ends by a command of its own or because the last sender of its inbox was dropped. Whatever does
+//! not end in time is left to the end of the process; nothing of it matters any more.
+
+mod settings;
+mod world;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use crate::cm::sender::CmTxCommand;
+use crate::cm::{self, CmRxCommand};
+use crate::config::Config;
+use crate::core;
+use crate::core::node_config::NodeConfigState;
+use crate::core::state::State;
+use crate::daemon::world::{LogOut, MonitorOut, World, WorldParts};
+use crate::event_loop::{self, EventLoop, LoopHandle};
+use crate::iam::{self, Certificates};
+use crate::image::ImageStore;
+use crate::jobs::{self, Ports};
+use crate::logs::capture::{self, CaptureCommand};
+use crate::logs::serve::{self, LogCommand};
+use crate::logs::sink::Sinks;
+use crate::model::event::{Event, IamCommand};
+use crate::model::id::InstanceId;
+use crate::model::job::{ExecJob, FetchJob, StopScope};
+use crate::model::status::ErrorInfo;
+use crate::monitor::{self, MonitorCommand};
+use crate::network::{self, NetHandle, NetThread};
+use crate::ports::Clock;
+use crate::probe::{self, HostCaps};
+use crate::rpc;
+use crate::runtime::bundle::{self, BundleStore};
+use crate::runtime::crun::{self, Crun};
+use crate::store::node_file::{self, NodeFile};
+use crate::store::{self, Store};
+use crate::sys::time::SystemClock;
+use crate::sys::{random, thread};
+
+/// Inbox of core; any thread may wait while it is full.
+const CORE_INBOX: usize = 256;
+/// Queue of the exec threads; core never has more jobs in flight.
+const EXEC_QUEUE: usize = 64;
+/// Queue of the fetch thread: core has one install or removal in flight, and damaged images.
+const FETCH_QUEUE: usize = 64;
+/// Inbox of log-in.
+const CAPTURE_INBOX: usize = 256;
+/// Commands for iam: at most one per instance, in bursts.
+const IAM_INBOX: usize = 64;
+/// Threads that start and stop instances (platform document P2).
+const EXEC_THREADS: usize = 2;
+/// All threads together have so long to end after core has returned.
+const JOIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot create {path}")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Probe(#[from] probe::Error),
+    #[error(transparent)]
+    EventLoop(#[from] event_loop::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    #[error(transparent)]
+    Bundle(#[from] bundle::Error),
+    #[error("cannot use seccompProfile {path}: {reason}")]
+    Seccomp { path: PathBuf, reason: String },
+    #[error("cannot read what the daemon may give to containers")]
+    Limits {
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Runtime(#[from] crun::Error),
+    #[error("cannot start thread {name}")]
+    Thread {
+        name: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot remove {path}")]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Threads with a way to learn that they have ended.
+struct Threads {
+    handles: Vec<(&'static str, JoinHandle<()>)>,
+    ended: (Sender<&'static str>, Receiver<&'static str>),
+}
+
+/// Threads of the daemon besides main; the capacity of the channel that tells of their ends.
+const MAX_THREADS: usize = 16;
+
+impl Threads {
+    fn new() -> Self {
+        Self { handles: Vec::new(), ended: bounded(MAX_THREADS) }
+    }
+
+    fn spawn(&mut self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let ended = self.ended.0.clone();
+        let handle = thread::spawn(name, move || {
+            body();
+            let _ = ended.try_send(name);
+        })
+        .map_err(|source| Error::Thread { name, source })?;
+        self.handles.push((name, handle));
+        Ok(())
+    }
+
+    /// Joins what ends within the limit, names the others.
+    fn join(mut self) {
+        let until = crate::sys::time::now() + JOIN_LIMIT;
+        while !self.handles.is_empty() {
+            let Ok(name) = self.ended.1.recv_deadline(until) else { break };
+            if let Some(at) = self.handles.iter().position(|(n, _)| *n == name) {
+                // A panic would have ended the process.
+                let _ = self.handles.swap_remove(at).1.join();
+            }
+        }
+        for (name, _) in self.handles {
+            log::warn!("thread does not end thread={name}");
+        }
+    }
+}
+
+/// What acts on this host, with its threads: everything that `-stop-instances` needs as well.
+struct Host {
+    event_loop: EventLoop,
+    loop_handle: LoopHandle,
+    net: NetHandle,
+    net_thread: NetThread,
+    capture: (Sender<CaptureCommand>, Receiver<CaptureCommand>),
+    ports: Ports,
+}
+
+impl Host {
+    fn new(config: &Config) -> Result<Self, Error> {
+        make_directories(config)?;
+        let caps = probe::probe(config.instances.runtime.as_deref())?;
+        let (event_loop, loop_handle) = EventLoop::new()?;
+        let (net_thread, net) = NetThread::new(settings::network(config))?;
+        let capture = bounded(CAPTURE_INBOX);
+        let ports = Ports {
+            runtime: Arc::new(Crun::new(settings::runtime(config, &caps), Arc::new(loop_handle.clone()))?),
+            bundles: Arc::new(BundleStore::new(settings::bundles(config, &caps)?)?),
+            network: Arc::new(net.clone()),
+            sinks: Arc::new(Sinks::new(settings::logs(config), capture.0.clone())),
+            images: Arc::new(ImageStore::new(settings::images(config))),
+        };
+        log_host(&caps);
+        Ok(Self { event_loop, loop_handle, net, net_thread, capture, ports })
+    }
+}
+
+fn log_host(caps: &HostCaps) {
+    log::debug!("host capabilities={caps:?}");
+}
+
+/// Runs the daemon until it was told to stop and has stopped.
+pub fn run(config: &Config) -> Result<(), Error> {
+    let host = Host::new(config)?;
+    let clock = Arc::new(SystemClock);
+    let (store, stored) = Store::open(&config.database())?;
+    let now = clock.now();
+    let state = State::new(
+        settings::policy(config, EXEC_QUEUE),
+        stored,
+        node_config(config),
+        now.boot,
+        now.wall_ms,
+        new_id,
+    );
+    let (core_tx, core_rx) = bounded(CORE_INBOX);
+    let mut threads = Threads::new();
+    let world = start_threads(config, &host, store, &core_tx, &clock, &mut threads)?;
+    start_host_threads(config, host.net_thread, host.capture.1, &core_tx, &clock, &mut threads)?;
+    let (loop_handle, ends) = (host.loop_handle.clone(), world.ends());
+    threads.spawn("core", move || {
+        core::run(&core_rx, &*clock, state, world);
+        ends.stop_all();
+        loop_handle.stop();
+    })?;
+    host.loop_handle.ready();
+    log::info!("running version={}", crate::cli::VERSION);
+    drop(host.ports);
+    host.event_loop.run(&core_tx)?;
+    drop(core_tx);
+    threads.join();
+    log::info!("stopped");
+    Ok(())
+}
+
+fn new_id() -> InstanceId {
+    let id = random::uuid_v4().expect("getrandom has no errors for a valid buffer");
+    InstanceId::new(&id)
+}
+
+fn start_threads(
+    config: &Config,
+    host: &Host,
+    store: Store,
+    core: &Sender<Event>,
+    clock: &Arc<SystemClock>,
+    threads: &mut Threads,
+) -> Result<World, Error> {
+    let (exec_tx, exec_rx) = bounded::<ExecJob>(EXEC_QUEUE);
+    let (fetch_tx, fetch_rx) = bounded::<FetchJob>(FETCH_QUEUE);
+    for name in ["exec-1", "exec-2"].into_iter().take(EXEC_THREADS) {
+        let (inbox, ports, events) = (exec_rx.clone(), host.ports.clone(), core.clone());
+        threads.spawn(name, move || jobs::run_exec(&inbox, &ports, &events))?;
+    }
+    let (ports, events) = (host.ports.clone(), core.clone());
+    threads.spawn("fetch", move || jobs::run_fetch(&fetch_rx, &ports, &events))?;
+
+    let (cm_tx, cm_tx_rx) = bounded::<CmTxCommand>(cm::sender::INBOX_CAPACITY);
+    let events = core.clone();
+    threads.spawn("cm-tx", move || cm::sender::run(cm::sender::SEND_LIMIT, &cm_tx_rx, &events))?;
+    let (iam, cm_rx) = start_peers(config, core, &cm_tx, threads)?;
+
+    let (monitor, monitor_rx) = bounded::<MonitorCommand>(monitor::INBOX);
+    let output = MonitorOut::new(cm_tx.clone(), core.clone());
+    let (monitor_settings, monitor_clock) = (settings::monitor(config), clock.clone());
+    threads.spawn("monitor", move || {
+        monitor::run(&monitor_settings, &monitor_rx, &*monitor_clock, &output);
+    })?;
+    let (logs, logs_rx) = bounded::<LogCommand>(serve::INBOX);
+    let output = LogOut::new(cm_tx.clone());
+    let (log_settings, log_clock) = (settings::logs(config), clock.clone());
+    let processes = host.loop_handle.clone();
+    threads.spawn("log-out", move || {
+        serve::run(&log_settings, &logs_rx, &processes, &*log_clock, &output);
+    })?;
+
+    Ok(World::new(WorldParts {
+        places: settings::places(config),
+        store,
+        exec: exec_tx,
+        fetch: fetch_tx,
+        net: host.net.clone(),
+        iam,
+        cm_rx,
+        cm_tx,
+        monitor,
+        capture: host.capture.0.clone(),
+        logs,
+        main: host.loop_handle.clone(),
+        clock: clock.clone(),
+    }))
+}
+
+/// The gRPC environment and the two threads that wait in it.
+fn start_peers(
+    config: &Config,
+    core: &Sender<Event>,
+    cm_tx: &Sender<CmTxCommand>,
+    threads: &mut Threads,
+) -> Result<(rpc::InboxSender<IamCommand>, rpc::InboxSender<CmRxCommand>), Error> {
+    let env = rpc::Env::start();
+    let iam_settings = settings::iam(config);
+    let certs = Certificates::new(iam_settings.clone(), env.clone());
+    let (iam_tx, iam_rx) = rpc::inbox(IAM_INBOX);
+    let watching = iam::watch::Watching {
+        settings: iam_settings,
+        env: env.clone(),
+        certs: certs.clone(),
+        inbox: iam_rx,
+        events: core.clone(),
+    };
+    threads.spawn("iam", move || watching.run())?;
+    let (cm_rx_tx, cm_rx_rx) = rpc::inbox(cm::INBOX_CAPACITY);
+    let receiving = cm::Receiving {
+        settings: settings::cm(config),
+        env,
+        certs,
+        inbox: cm_rx_rx,
+        events: core.clone(),
+        tx: cm_tx.clone(),
+    };
+    threads.spawn("cm-rx", move || receiving.run())?;
+    Ok((iam_tx, cm_rx_tx))
+}
+
+fn start_host_threads(
+    config: &Config,
+    net: NetThread,
+    capture: Receiver<CaptureCommand>,
+    core: &Sender<Event>,
+    clock: &Arc<SystemClock>,
+    threads: &mut Threads,
+) -> Result<(), Error> {
+    let events = core.clone();
+    threads.spawn("net", move || net.run(events))?;
+    let (log_settings, clock) = (settings::logs(config), clock.clone());
+    threads.spawn("log-in", move || capture::run(&log_settings, &capture, &*clock))
+}
+
+/// Stops and removes everything that instances have on this host, without a daemon.
+pub fn stop_instances(config: &Config) -> Result<(), Error> {
+    let host = Host::new(config)?;
+    let clock = Arc::new(SystemClock);
+    // Nobody decides anything here: exits are of no interest.
+    let (core_tx, core_rx) = bounded(CORE_INBOX);
+    let mut threads = Threads::new();
+    start_host_threads(config, host.net_thread, host.capture.1, &core_tx, &clock, &mut threads)?;
+    let (ports, main, net, capture) = (host.ports, host.loop_handle, host.net, host.capture.0);
+    threads.spawn("exec-1", move || {
+        sweep(&ports);
+        net.stop();
+        let _ = capture.send(CaptureCommand::Stop);
+        main.stop();
+        drop(core_rx);
+    })?;
+    host.event_loop.run(&core_tx)?;
+    threads.join();
+    Ok(())
+}
+
+fn sweep(ports: &Ports) {
+    for found in jobs::adopt::survey(ports) {
+        log::info!("stop instance={}", found.id);
+        let outcome = jobs::stop::stop(ports, &found.id, StopScope::Everything);
+        for error in outcome.errors {
+            log::error!("clean-up instance={} err={error:?}", found.id);
+        }
+    }
+}
+
+/// Stops all instances and removes services, layers, database and node configuration. Errors are
+/// logged; the rest is removed all the same.
+pub fn reset(config: &Config) -> Result<(), Error> {
+    stop_instances(config)?;
+    let mut first = Ok(());
+    let mut note = |path: &Path, result: io::Result<()>| {
+        if let Err(source) = result {
+            log::error!("cannot remove path={path:?} err={source}");
+            if first.is_ok() {
+                first = Err(Error::Remove { path: path.to_owned(), source });
+            }
+        }
+    };
+    for dir in [&config.services_dir, &config.layers_dir] {
+        note(dir, crate::sys::fs::remove_tree(dir));
+    }
+    for file in [&config.node_config_file, &config.unit_config_file] {
+        note(file, node_file::NodeFile::remove(file).map_err(io::Error::other));
+    }
+    let database = config.database();
+    note(&database, store::remove(&database).map_err(io::Error::other));
+    first
+}
+
+/// The stored node configuration, or why it cannot be used.
+fn node_config(config: &Config) -> NodeConfigState {
+    let broken = |message: String| NodeConfigState { error: Some(ErrorInfo::text(message)), ..NodeConfigState::default() };
+    match NodeFile::read(&config.node_config_file) {
+        Ok(None) => NodeConfigState::default(),
+        Err(error) => {
+            let error = ErrorInfo::of(&error);
+            log::error!("node configuration cannot be used err={:?}", error.message);
+            broken(error.message)
+        }
+        Ok(Some(file)) => match settings::decode_node_config(&file.json) {
+            Ok(mut decoded) => {
+                decoded.version.clone_from(&file.version);
+                let error = file.damage.map(ErrorInfo::text);
+                NodeConfigState { version: file.version, config: decoded, error, ..NodeConfigState::default() }
+            }
+            Err(error) => broken(ErrorInfo::of(&error).message),
+        },
+    }
+}
+
+fn make_directories(config: &Config) -> Result<(), Error> {
+    for (path, mode) in settings::directories(config) {
+        crate::sys::fs::make_dirs(path, mode)
+            .map_err(|source| Error::Directory { path: path.to_owned(), source })?;
+    }
+    Ok(())
+}

@@ -66,6 +66,8 @@ const JITTER_PERCENT: u32 = 20;
 pub enum CmRxCommand {
     /// The certificate may be another one; a stream that uses the same goes on.
     Reconnect,
+    /// Something meant for the stream was lost: begin a new one, which gets the full picture.
+    Resynchronise,
     Stop,
 }
 
@@ -201,6 +203,7 @@ impl Receiving {
             match self.inbox.wait(Some(now() + pause)) {
                 Woken::Command(CmRxCommand::Stop) | Woken::Closed => return,
                 Woken::Command(CmRxCommand::Reconnect) => failures = 0,
+                Woken::Command(CmRxCommand::Resynchronise) => {}
                 Woken::TimedOut => {}
                 Woken::Done(never) => match never {},
             }
@@ -244,7 +247,9 @@ impl Receiving {
             Woken::TimedOut => {
                 Err(rpc::Error::TimedOut { call: "certificate", limit: CERTIFICATE_LIMIT })
             }
-            Woken::Command(CmRxCommand::Reconnect) => return Err(End::Reconnect),
+            Woken::Command(CmRxCommand::Reconnect | CmRxCommand::Resynchronise) => {
+                return Err(End::Reconnect);
+            }
             Woken::Command(CmRxCommand::Stop) | Woken::Closed => return Err(End::Stop),
         };
         match (answer, &last) {
@@ -287,7 +292,9 @@ impl Receiving {
             Woken::Done(Some(Some(Err(error)))) => Err(End::lost(&error)),
             Woken::Done(Some(None)) => Err(End::text("the CM ended the stream at once")),
             Woken::TimedOut => Err(End::text("the CM does not take the connection")),
-            Woken::Command(CmRxCommand::Reconnect) => Err(End::Reconnect),
+            Woken::Command(CmRxCommand::Reconnect | CmRxCommand::Resynchronise) => {
+                Err(End::Reconnect)
+            }
             Woken::Command(CmRxCommand::Stop) | Woken::Closed => Err(End::Stop),
         };
         match early {
@@ -331,6 +338,9 @@ impl Receiving {
                 Woken::TimedOut => return End::text("the CM does not answer the registration"),
                 Woken::Command(CmRxCommand::Reconnect) => {
                     renewal = Some(self.certs.certificate());
+                }
+                Woken::Command(CmRxCommand::Resynchronise) => {
+                    return End::text("a message for the CM was lost, begin anew");
                 }
                 Woken::Command(CmRxCommand::Stop) | Woken::Closed => return End::Stop,
             }

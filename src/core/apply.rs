@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::inputs::secret_hash;
+use crate::core::Effect;
 use crate::core::instance::{Instance, Phase, Secret, Verdict};
 use crate::core::state::{Orphan, State, Survey};
 use crate::model::command::CmCommand;
@@ -309,6 +310,7 @@ impl State {
                 );
                 instance.phase = Phase::Running;
                 instance.running_since = now.mono;
+                self.lives.push(Effect::ContainerStarted { id: id.clone(), pid: started.pid });
                 if let Some(exit) = early_exit {
                     self.exited(now, id, exit);
                 }
@@ -356,6 +358,10 @@ impl State {
 
     fn exited(&mut self, now: Now, id: &InstanceId, exit: Exit) {
         let Some(instance) = self.instances.get_mut(id) else { return };
+        if !matches!(instance.phase, Phase::Starting(_) | Phase::Adopting) {
+            let was_asked = instance.phase != Phase::Running;
+            self.lives.push(Effect::ContainerEnded { id: id.clone(), exit, was_asked });
+        }
         match instance.phase {
             Phase::Starting(_) | Phase::Adopting => instance.early_exit = Some(exit),
             Phase::Grace(_) => instance.phase = Phase::Grace(Duration::ZERO),
@@ -434,7 +440,7 @@ impl State {
                     self.node_config.version = config.version.clone();
                     self.node_config.config = config;
                     self.node_config.error = None;
-                    self.node_info_due = true;
+                    self.node_rules_due = true;
                     self.stale_goals = true;
                 }
                 None

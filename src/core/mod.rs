@@ -29,7 +29,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use crate::core::state::State;
 use crate::model::command::LogRequest;
 use crate::model::desired::NetworkParams;
-use crate::model::event::{Event, IamCommand, Session};
+use crate::model::event::{Event, Exit, IamCommand, Session};
 use crate::model::id::{InstanceId, InstanceIdent};
 use crate::model::job::{ExecJob, FetchJob};
 use crate::model::node::{AlertRules, NodeConfig, NodeInfo};
@@ -61,9 +61,22 @@ pub enum Effect {
     /// The monitor answers the CM itself.
     Average(Session),
     Log(Session, LogRequest),
+    /// For the log: where the life of a container begins and ends.
+    ContainerStarted {
+        id: InstanceId,
+        pid: u32,
+    },
+    ContainerEnded {
+        id: InstanceId,
+        exit: Exit,
+        /// By us, so that it is no crash.
+        was_asked: bool,
+    },
     Watch(MonitorTarget),
     Unwatch(InstanceId),
     NodeInfo(NodeInfo),
+    /// Alert rules of the node, from its configuration.
+    NodeRules(AlertRules),
     Pong,
 }
 
@@ -82,7 +95,7 @@ pub struct MonitorTarget {
     pub id: InstanceId,
     pub ident: InstanceIdent,
     pub uid: u32,
-    pub gid: u32,
+    pub service_version: std::sync::Arc<str>,
     pub storage_path: std::sync::Arc<str>,
     pub state_path: std::sync::Arc<str>,
     pub alert_rules: AlertRules,

@@ -70,6 +70,10 @@ impl State {
         {
             effects.push(Effect::NodeInfo(node.clone()));
         }
+        if std::mem::take(&mut self.node_rules_due) {
+            effects.push(Effect::NodeRules(self.node_config.config.alert_rules.clone()));
+        }
+        effects.append(&mut self.lives);
         for (id, ident) in std::mem::take(&mut self.unregister) {
             effects.push(Effect::Iam(IamCommand::Unregister { id, ident }));
         }
@@ -492,7 +496,7 @@ impl Instance {
             id: self.id.clone(),
             ident: self.desired.ident.clone(),
             uid: self.desired.uid,
-            gid: inputs.map_or(0, |i| i.service.gid),
+            service_version: inputs.map_or_else(|| "".into(), |i| i.service.key.version.clone()),
             storage_path: self.desired.storage_path.clone(),
             state_path: self.desired.state_path.clone(),
             alert_rules: inputs.map(|i| i.image.service.alert_rules.clone()).unwrap_or_default(),

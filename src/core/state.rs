@@ -147,11 +147,14 @@ pub struct State {
     pub iam_up: bool,
     pub stopping: bool,
     pub pong_due: bool,
+    /// Beginnings and ends of containers, for the log.
+    pub(crate) lives: Vec<crate::core::Effect>,
     /// Rows to be written with the next plan.
     pub changes: Vec<Change>,
     /// Events that plan turns into effects without a decision.
     pub reconnect_due: bool,
     pub node_info_due: bool,
+    pub node_rules_due: bool,
     /// Registrations to be dropped at IAM.
     pub unregister: Vec<(InstanceId, InstanceIdent)>,
     pub(crate) deadline: Option<Duration>,
@@ -204,8 +207,10 @@ impl State {
             iam_up: false,
             stopping: false,
             pong_due: false,
+            lives: Vec::new(),
             changes: Vec::new(),
             reconnect_due: false,
+            node_rules_due: true,
             unregister: Vec::new(),
             deadline: None,
             offline_deadline: None,

@@ -1,5 +1,7 @@
 //! The one integration-test binary; each module is a level or a group of scenarios.
 
 #![allow(unreachable_pub)] // nobody imports from a test binary
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 mod sim;
+mod tidy;

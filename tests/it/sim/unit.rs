@@ -189,9 +189,12 @@ impl Unit {
             | Effect::Reconnect
             | Effect::Average(_)
             | Effect::Log(..)
+            | Effect::ContainerStarted { .. }
+            | Effect::ContainerEnded { .. }
             | Effect::Watch(_)
             | Effect::Unwatch(_)
             | Effect::NodeInfo(_)
+            | Effect::NodeRules(_)
             | Effect::Pong => {}
         }
     }

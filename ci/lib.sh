@@ -1,0 +1,57 @@
+# Shared by the scripts in ci/; sourced, never run.
+# Sets up the build: one target directory and one compiler cache outside the checkout, because the
+# C-core of gRPC takes about ten minutes to compile.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/aos_servicemanager"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
+export CCACHE_DIR="${CCACHE_DIR:-$cache/ccache}"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
+
+build_packages="build-essential cmake ccache pkg-config libssl-dev"
+run_packages="crun runc busybox-static iproute2 procps openssl"
+
+step() { printf '\n== %s\n' "$*"; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+need_root() {
+  [ "$(id -u)" = 0 ] || die "$0 starts containers and needs root"
+}
+
+# Installs those of the named Debian packages that are missing.
+need_packages() {
+  local missing=() package
+  for package in "$@"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  step "install packages: ${missing[*]}"
+  [ "$(id -u)" = 0 ] || die "packages are missing (${missing[*]}); install them or run as root"
+  command -v apt-get >/dev/null || die "packages are missing and this is no Debian: ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Everything that a build needs; the Rust toolchain is expected.
+need_build() {
+  # shellcheck disable=SC2086 # a list of words
+  need_packages $build_packages
+  command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
+  command -v cargo >/dev/null || die "no cargo: install Rust 1.89 or newer with rustup"
+  mkdir -p "$CARGO_TARGET_DIR" "$CCACHE_DIR"
+  export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  if ! ls "$CARGO_TARGET_DIR"/*/build/grpcio-sys-*/out >/dev/null 2>&1; then
+    echo "the first build compiles the C-core of gRPC: about 12 minutes on two cores"
+  fi
+}
+
+need_run() {
+  # shellcheck disable=SC2086 # a list of words
+  need_packages $run_packages
+}

@@ -1,0 +1,340 @@
+//! Carries out what core decides: writes the store and hands everything else to the threads.
+//!
+//! Runs on core. Never blocks on a thread: every hand-over is `try_send`. What cannot be handed
+//! over is either impossible by the limits core keeps (a bug, logged), or makes the stream to the
+//! CM begin anew, which gets the full picture.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, bounded};
+
+use crate::cm::CmRxCommand;
+use crate::cm::sender::CmTxCommand;
+use crate::core::{Effect, MonitorTarget, NodeConfigWork, Perform};
+use crate::event_loop::LoopHandle;
+use crate::logs::capture::CaptureCommand;
+use crate::logs::serve::{LogCommand, LogOutput};
+use crate::model::command::LogRequest;
+use crate::model::event::{Event, IamCommand, Session};
+use crate::model::failure::Failure;
+use crate::model::job::{ExecJob, FetchJob};
+use crate::model::node::Device;
+use crate::model::status::{
+    Alert, AlertPayload, CmReport, ErrorInfo, LogPart, LogStatus, NodeMonitoring, chain,
+};
+use crate::model::store::Change;
+use crate::monitor::{MonitorCommand, MonitorOutput, Target};
+use crate::network::NetHandle;
+use crate::ports::Clock;
+use crate::rpc::InboxSender;
+use crate::runtime::devices;
+use crate::store::Store;
+use crate::store::node_file::NodeFile;
+
+/// A part of a log waits so long for its place in the stream.
+const LOG_PART_LIMIT: Duration = Duration::from_secs(60);
+/// Rows that could not be written are tried again after so long.
+const STORE_RETRY: Duration = Duration::from_secs(10);
+/// Rows kept for another try; beyond that the oldest are given up.
+const MAX_UNSAVED: usize = 16 * 1024;
+
+/// What world needs of the configuration.
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) storage_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
+    pub(super) node_config_file: PathBuf,
+}
+
+/// Ways to all threads.
+pub(super) struct WorldParts {
+    pub(super) places: Places,
+    pub(super) store: Store,
+    pub(super) exec: Sender<ExecJob>,
+    pub(super) fetch: Sender<FetchJob>,
+    pub(super) net: NetHandle,
+    pub(super) iam: InboxSender<IamCommand>,
+    pub(super) cm_rx: InboxSender<CmRxCommand>,
+    pub(super) cm_tx: Sender<CmTxCommand>,
+    pub(super) monitor: Sender<MonitorCommand>,
+    pub(super) capture: Sender<CaptureCommand>,
+    pub(super) logs: Sender<LogCommand>,
+    pub(super) main: LoopHandle,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+pub(super) struct World {
+    parts: WorldParts,
+    unsaved: Vec<Change>,
+    retry_at: Duration,
+    iam_backlog: VecDeque<IamCommand>,
+    monitor_backlog: VecDeque<MonitorCommand>,
+}
+
+/// Tells the threads that would not end by themselves.
+pub(super) struct Ends {
+    net: NetHandle,
+    iam: InboxSender<IamCommand>,
+    cm_rx: InboxSender<CmRxCommand>,
+    cm_tx: Sender<CmTxCommand>,
+    capture: Sender<CaptureCommand>,
+}
+
+impl Ends {
+    /// Core has returned: nobody needs these threads any more. cm-rx says goodbye to the CM first.
+    pub(super) fn stop_all(self) {
+        let _ = self.cm_rx.send(CmRxCommand::Stop);
+        let _ = self.iam.send(IamCommand::Stop);
+        let _ = self.cm_tx.send(CmTxCommand::Stop);
+        let _ = self.capture.send(CaptureCommand::Stop);
+        self.net.stop();
+    }
+}
+
+impl World {
+    pub(super) fn new(parts: WorldParts) -> Self {
+        Self {
+            parts,
+            unsaved: Vec::new(),
+            retry_at: Duration::ZERO,
+            iam_backlog: VecDeque::new(),
+            monitor_backlog: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn ends(&self) -> Ends {
+        let parts = &self.parts;
+        Ends {
+            net: parts.net.clone(),
+            iam: parts.iam.clone(),
+            cm_rx: parts.cm_rx.clone(),
+            cm_tx: parts.cm_tx.clone(),
+            capture: parts.capture.clone(),
+        }
+    }
+
+    fn effect(&mut self, effect: Effect, events: &mut Vec<Event>) {
+        let parts = &self.parts;
+        match effect {
+            Effect::Store(changes) => self.store(changes, events),
+            Effect::NodeConfig(work) => self.node_config(work, events),
+            Effect::Exec(job) => queued("exec", parts.exec.try_send(job).is_ok()),
+            Effect::Fetch(job) => queued("fetch", parts.fetch.try_send(job).is_ok()),
+            Effect::Networks(networks) => {
+                if !parts.net.try_update(networks) {
+                    queued("net", false);
+                    events.push(Event::NetworksUpdated { failed: Vec::new() });
+                }
+            }
+            Effect::KeepNetworks(ids) => queued("net", parts.net.try_keep(ids)),
+            Effect::Iam(command) => self.iam_backlog.push_back(command),
+            Effect::Signal { id, signal } => queued("main", parts.main.try_signal(&id, signal)),
+            Effect::Reconnect => queued("cm-rx", parts.cm_rx.try_send(CmRxCommand::Reconnect).is_ok()),
+            Effect::Report(session, report) => self.report(session, report),
+            Effect::Average(session) => self.answer(parts.monitor.try_send(MonitorCommand::Average { session }).is_ok()),
+            Effect::Log(session, request) => self.log(session, request),
+            Effect::ContainerStarted { id, pid } => {
+                // Lost marks only make the window of a crash log less exact.
+                let _ = parts.capture.try_send(CaptureCommand::Started { id, pid });
+            }
+            Effect::ContainerEnded { id, exit, was_asked } => {
+                let _ = parts.capture.try_send(CaptureCommand::Exited { id, exit, was_asked });
+            }
+            Effect::Watch(target) => {
+                let target = Box::new(self.target(target));
+                self.monitor_backlog.push_back(MonitorCommand::Watch(target));
+            }
+            Effect::Unwatch(id) => self.monitor_backlog.push_back(MonitorCommand::Unwatch(id)),
+            Effect::NodeInfo(node) => self.monitor_backlog.push_back(MonitorCommand::NodeInfo(node)),
+            Effect::NodeRules(rules) => self.monitor_backlog.push_back(MonitorCommand::NodeRules(rules)),
+            Effect::Pong => queued("main", parts.main.pong()),
+        }
+    }
+
+    /// Writes rows in one transaction, together with those that could not be written before.
+    fn store(&mut self, changes: Vec<Change>, events: &mut Vec<Event>) {
+        let first_failure = self.unsaved.is_empty();
+        self.unsaved.extend(changes);
+        match self.parts.store.apply(&self.unsaved) {
+            Ok(()) => self.unsaved.clear(),
+            Err(error) => {
+                let text = chain(&error);
+                self.retry_at = self.parts.clock.now().mono + STORE_RETRY;
+                if first_failure {
+                    log::error!("database cannot be written, will be tried again err={text:?}");
+                    events.push(Event::Alert(self.own_alert(format!("database cannot be written: {text}"))));
+                }
+                let surplus = self.unsaved.len().saturating_sub(MAX_UNSAVED);
+                self.unsaved.drain(..surplus);
+            }
+        }
+    }
+
+    fn own_alert(&self, message: String) -> Alert {
+        let payload = AlertPayload::Core { component: "aos-servicemanager".to_owned(), message };
+        Alert { time_ms: self.parts.clock.now().wall_ms, payload }
+    }
+
+    /// Hands on what bursts of many instances have for a small inbox. What does not fit waits here
+    /// for the next turn; core asks once per instance, so the backlog is bounded by their number.
+    fn flush(&mut self) {
+        while let Some(command) = self.iam_backlog.pop_front() {
+            if let Err(error) = self.parts.iam.try_send(command) {
+                self.iam_backlog.push_front(error.into_inner());
+                break;
+            }
+        }
+        while let Some(command) = self.monitor_backlog.pop_front() {
+            if let Err(error) = self.parts.monitor.try_send(command) {
+                self.monitor_backlog.push_front(error.into_inner());
+                break;
+            }
+        }
+    }
+
+    fn report(&self, session: Session, report: CmReport) {
+        self.answer(self.parts.cm_tx.try_send(CmTxCommand::Report { session, report }).is_ok());
+    }
+
+    /// A message that the CM waits for, or that changes its picture, must not be lost silently.
+    fn answer(&self, queued: bool) {
+        if !queued {
+            log::error!("a message for the CM cannot be queued, the connection begins anew");
+            let _ = self.parts.cm_rx.try_send(CmRxCommand::Resynchronise);
+        }
+    }
+
+    fn log(&self, session: Session, request: LogRequest) {
+        let log_id = request.log_id.clone();
+        if self.parts.logs.try_send(LogCommand::Request { session, request }).is_err() {
+            let error = ErrorInfo::text("too many log requests at a time");
+            self.report(session, CmReport::Log(refused(log_id, error)));
+        }
+    }
+
+    fn target(&self, target: MonitorTarget) -> Target {
+        let below = |root: &PathBuf, path: &str| (!path.is_empty()).then(|| root.join(path));
+        Target {
+            id: target.id,
+            ident: target.ident,
+            service_version: target.service_version,
+            uid: target.uid,
+            storage: below(&self.parts.places.storage_dir, &target.storage_path),
+            state: below(&self.parts.places.state_dir, &target.state_path),
+            rules: target.alert_rules,
+        }
+    }
+
+    /// Checks the devices of a node configuration against this host; stores it if asked.
+    fn node_config(&mut self, work: NodeConfigWork, events: &mut Vec<Event>) {
+        let now_ms = self.parts.clock.now().wall_ms;
+        let mut result = Ok(());
+        for device in &work.config.devices {
+            let errors = device_errors(device);
+            if !errors.is_empty() {
+                let payload = AlertPayload::ResourceValidate { name: device.name.clone(), errors };
+                events.push(Event::Alert(Alert { time_ms: now_ms, payload }));
+                result = Err(Failure::text("device resources are not valid"));
+            }
+        }
+        if result.is_ok() && work.store {
+            let file = &self.parts.places.node_config_file;
+            result = NodeFile::write(file, &work.json, &work.config.version).map_err(|e| Failure::lasting(&e));
+        }
+        events.push(Event::NodeConfigStored { session: work.session, result });
+    }
+}
+
+fn device_errors(device: &Device) -> Vec<ErrorInfo> {
+    let missing = device.host_devices.iter().filter_map(|entry| {
+        let host = entry.split_once(':').map_or(entry.as_str(), |(host, _)| host);
+        let there = std::fs::symlink_metadata(host).is_ok();
+        (!there).then(|| format!("device {host} is not present on system"))
+    });
+    let group = |name: &String| {
+        let known = devices::groups(std::iter::once(name.as_str()), &devices::Places::host(Vec::new())).is_ok();
+        (!known).then(|| format!("{name} group is not present on system"))
+    };
+    missing.chain(device.groups.iter().filter_map(group)).map(ErrorInfo::text).collect()
+}
+
+impl Perform for World {
+    fn perform(&mut self, effects: Vec<Effect>) -> Vec<Event> {
+        let mut events = Vec::new();
+        if !self.unsaved.is_empty() && self.parts.clock.now().mono >= self.retry_at {
+            self.store(Vec::new(), &mut events);
+        }
+        for effect in effects {
+            self.effect(effect, &mut events);
+        }
+        self.flush();
+        // The loop takes the newest event first.
+        events.reverse();
+        events
+    }
+}
+
+/// Core keeps the limits of the queues; a full one is a bug.
+fn queued(thread: &str, queued: bool) {
+    debug_assert!(queued, "the queue of {thread} is full");
+    if !queued {
+        log::error!("queue is full thread={thread}");
+    }
+}
+
+fn refused(log_id: String, error: ErrorInfo) -> LogPart {
+    LogPart { log_id, part_count: 1, part: 1, error: Some(error), status: LogStatus::Error, ..LogPart::default() }
+}
+
+/// Where the monitor's figures go.
+pub(super) struct MonitorOut {
+    cm_tx: Sender<CmTxCommand>,
+    events: Sender<Event>,
+}
+
+impl MonitorOut {
+    pub(super) fn new(cm_tx: Sender<CmTxCommand>, events: Sender<Event>) -> Self {
+        Self { cm_tx, events }
+    }
+}
+
+impl MonitorOutput for MonitorOut {
+    fn instant(&self, data: NodeMonitoring) {
+        // The next sample is as good as this one.
+        let _ = self.cm_tx.try_send(CmTxCommand::Monitoring(data));
+    }
+
+    fn average(&self, session: Session, data: NodeMonitoring) {
+        let report = CmReport::AverageMonitoring(data);
+        if self.cm_tx.try_send(CmTxCommand::Report { session, report }).is_err() {
+            log::error!("average monitoring cannot be queued");
+        }
+    }
+
+    fn alert(&self, alert: Alert) {
+        let _ = self.events.send(Event::Alert(alert));
+    }
+}
+
+/// Where parts of logs go, one at a time.
+pub(super) struct LogOut {
+    cm_tx: Sender<CmTxCommand>,
+}
+
+impl LogOut {
+    pub(super) fn new(cm_tx: Sender<CmTxCommand>) -> Self {
+        Self { cm_tx }
+    }
+}
+
+impl LogOutput for LogOut {
+    fn part(&self, session: Session, part: LogPart) -> bool {
+        let (reply, sent) = bounded(1);
+        let command = CmTxCommand::LogPart { session, part, reply };
+        self.cm_tx.send_timeout(command, LOG_PART_LIMIT).is_ok()
+            && matches!(sent.recv_timeout(LOG_PART_LIMIT), Ok(Ok(())))
+    }
+}
