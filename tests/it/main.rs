@@ -3,5 +3,6 @@
 #![allow(unreachable_pub)] // nobody imports from a test binary
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod program;
 mod sim;
 mod tidy;
