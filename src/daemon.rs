@@ -120,7 +120,11 @@ impl Threads {
         Self { handles: Vec::new(), ended: bounded(MAX_THREADS) }
     }
 
-    fn spawn(&mut self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
         let ended = self.ended.0.clone();
         let handle = thread::spawn(name, move || {
             body();
@@ -165,7 +169,10 @@ impl Host {
         let (net_thread, net) = NetThread::new(settings::network(config))?;
         let capture = bounded(CAPTURE_INBOX);
         let ports = Ports {
-            runtime: Arc::new(Crun::new(settings::runtime(config, &caps), Arc::new(loop_handle.clone()))?),
+            runtime: Arc::new(Crun::new(
+                settings::runtime(config, &caps),
+                Arc::new(loop_handle.clone()),
+            )?),
             bundles: Arc::new(BundleStore::new(settings::bundles(config, &caps)?)?),
             network: Arc::new(net.clone()),
             sinks: Arc::new(Sinks::new(settings::logs(config), capture.0.clone())),
@@ -375,7 +382,10 @@ pub fn reset(config: &Config) -> Result<(), Error> {
 
 /// The stored node configuration, or why it cannot be used.
 fn node_config(config: &Config) -> NodeConfigState {
-    let broken = |message: String| NodeConfigState { error: Some(ErrorInfo::text(message)), ..NodeConfigState::default() };
+    let broken = |message: String| NodeConfigState {
+        error: Some(ErrorInfo::text(message)),
+        ..NodeConfigState::default()
+    };
     match NodeFile::read(&config.node_config_file) {
         Ok(None) => NodeConfigState::default(),
         Err(error) => {
@@ -387,7 +397,12 @@ fn node_config(config: &Config) -> NodeConfigState {
             Ok(mut decoded) => {
                 decoded.version.clone_from(&file.version);
                 let error = file.damage.map(ErrorInfo::text);
-                NodeConfigState { version: file.version, config: decoded, error, ..NodeConfigState::default() }
+                NodeConfigState {
+                    version: file.version,
+                    config: decoded,
+                    error,
+                    ..NodeConfigState::default()
+                }
             }
             Err(error) => broken(ErrorInfo::of(&error).message),
         },

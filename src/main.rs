@@ -78,7 +78,7 @@ fn logged_run(options: &Options, shaped: std::io::Result<()>) -> Result<(), Box<
     };
     log::info!("start version={} config={}", cli::VERSION, options.config.display());
     match options.action {
-        Action::Daemon => daemon::run(config)?,
+        Action::Daemon => daemon::run(&config)?,
         Action::Reset => daemon::reset(&config)?,
         Action::StopInstances => daemon::stop_instances(&config)?,
     }

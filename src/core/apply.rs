@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::inputs::secret_hash;
 use crate::core::Effect;
+use crate::core::inputs::secret_hash;
 use crate::core::instance::{Instance, Phase, Secret, Verdict};
 use crate::core::state::{Orphan, State, Survey};
 use crate::model::command::CmCommand;

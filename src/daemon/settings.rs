@@ -73,7 +73,10 @@ fn cgroup_parent(config: &Config) -> String {
 
 pub(super) fn runtime(config: &Config, caps: &HostCaps) -> RuntimeSettings {
     RuntimeSettings {
-        program: caps.runtime.clone().map(|found| Program { binary: found.binary, flavour: found.flavour }),
+        program: caps
+            .runtime
+            .clone()
+            .map(|found| Program { binary: found.binary, flavour: found.flavour }),
         run_dir: config.run_dir.clone(),
         cgroup_parent: cgroup_parent(config),
         layout: caps.cgroups.clone(),
@@ -93,7 +96,11 @@ pub(super) fn bundles(config: &Config, caps: &HostCaps) -> Result<BundleSettings
         storage_dir: config.storage_dir.clone(),
         state_dir: config.state_dir.clone(),
         host_binds: instances.host_binds.clone(),
-        allowed_devices: instances.allowed_devices.iter().map(|p| p.to_string_lossy().into_owned()).collect(),
+        allowed_devices: instances
+            .allowed_devices
+            .iter()
+            .map(|p| p.to_string_lossy().into_owned())
+            .collect(),
         host_root: PathBuf::from("/"),
     })
 }
@@ -170,7 +177,8 @@ pub(super) fn logs(config: &Config) -> LogSettings {
         rate_bytes: logging.rate_bytes,
         max_part_bytes: logging.max_part_size_bytes,
         max_part_count: logging.max_part_count,
-        system_log_files: (!logging.system_log_files.is_empty()).then(|| logging.system_log_files.clone()),
+        system_log_files: (!logging.system_log_files.is_empty())
+            .then(|| logging.system_log_files.clone()),
     }
 }
 

@@ -132,9 +132,13 @@ impl World {
             Effect::KeepNetworks(ids) => queued("net", parts.net.try_keep(ids)),
             Effect::Iam(command) => self.iam_backlog.push_back(command),
             Effect::Signal { id, signal } => queued("main", parts.main.try_signal(&id, signal)),
-            Effect::Reconnect => queued("cm-rx", parts.cm_rx.try_send(CmRxCommand::Reconnect).is_ok()),
+            Effect::Reconnect => {
+                queued("cm-rx", parts.cm_rx.try_send(CmRxCommand::Reconnect).is_ok())
+            }
             Effect::Report(session, report) => self.report(session, report),
-            Effect::Average(session) => self.answer(parts.monitor.try_send(MonitorCommand::Average { session }).is_ok()),
+            Effect::Average(session) => {
+                self.answer(parts.monitor.try_send(MonitorCommand::Average { session }).is_ok())
+            }
             Effect::Log(session, request) => self.log(session, request),
             Effect::ContainerStarted { id, pid } => {
                 // Lost marks only make the window of a crash log less exact.
@@ -148,8 +152,12 @@ impl World {
                 self.monitor_backlog.push_back(MonitorCommand::Watch(target));
             }
             Effect::Unwatch(id) => self.monitor_backlog.push_back(MonitorCommand::Unwatch(id)),
-            Effect::NodeInfo(node) => self.monitor_backlog.push_back(MonitorCommand::NodeInfo(node)),
-            Effect::NodeRules(rules) => self.monitor_backlog.push_back(MonitorCommand::NodeRules(rules)),
+            Effect::NodeInfo(node) => {
+                self.monitor_backlog.push_back(MonitorCommand::NodeInfo(node))
+            }
+            Effect::NodeRules(rules) => {
+                self.monitor_backlog.push_back(MonitorCommand::NodeRules(rules))
+            }
             Effect::Pong => queued("main", parts.main.pong()),
         }
     }
@@ -165,7 +173,9 @@ impl World {
                 self.retry_at = self.parts.clock.now().mono + STORE_RETRY;
                 if first_failure {
                     log::error!("database cannot be written, will be tried again err={text:?}");
-                    events.push(Event::Alert(self.own_alert(format!("database cannot be written: {text}"))));
+                    events.push(Event::Alert(
+                        self.own_alert(format!("database cannot be written: {text}")),
+                    ));
                 }
                 let surplus = self.unsaved.len().saturating_sub(MAX_UNSAVED);
                 self.unsaved.drain(..surplus);
@@ -242,7 +252,8 @@ impl World {
         }
         if result.is_ok() && work.store {
             let file = &self.parts.places.node_config_file;
-            result = NodeFile::write(file, &work.json, &work.config.version).map_err(|e| Failure::lasting(&e));
+            result = NodeFile::write(file, &work.json, &work.config.version)
+                .map_err(|e| Failure::lasting(&e));
         }
         events.push(Event::NodeConfigStored { session: work.session, result });
     }
@@ -255,7 +266,9 @@ fn device_errors(device: &Device) -> Vec<ErrorInfo> {
         (!there).then(|| format!("device {host} is not present on system"))
     });
     let group = |name: &String| {
-        let known = devices::groups(std::iter::once(name.as_str()), &devices::Places::host(Vec::new())).is_ok();
+        let known =
+            devices::groups(std::iter::once(name.as_str()), &devices::Places::host(Vec::new()))
+                .is_ok();
         (!known).then(|| format!("{name} group is not present on system"))
     };
     missing.chain(device.groups.iter().filter_map(group)).map(ErrorInfo::text).collect()
@@ -286,7 +299,14 @@ fn queued(thread: &str, queued: bool) {
 }
 
 fn refused(log_id: String, error: ErrorInfo) -> LogPart {
-    LogPart { log_id, part_count: 1, part: 1, error: Some(error), status: LogStatus::Error, ..LogPart::default() }
+    LogPart {
+        log_id,
+        part_count: 1,
+        part: 1,
+        error: Some(error),
+        status: LogStatus::Error,
+        ..LogPart::default()
+    }
 }
 
 /// Where the monitor's figures go.

@@ -189,7 +189,8 @@ impl Crun {
         arguments: Vec<OsString>,
         stdio: Option<Stdio>,
     ) -> Result<(), Error> {
-        let program = self.settings.program.as_ref().map_err(|why| Error::NoRuntime(why.clone()))?;
+        let program =
+            self.settings.program.as_ref().map_err(|why| Error::NoRuntime(why.clone()))?;
         let verb = arguments.first().map(|verb| verb.to_string_lossy().into_owned());
         let name = program.binary.file_name().unwrap_or_default().to_string_lossy();
         let command = format!("{name} {}", verb.unwrap_or_default());

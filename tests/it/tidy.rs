@@ -41,7 +41,10 @@ fn sources() -> Vec<Source> {
 
 fn is_test_file(path: &Path) -> bool {
     let stem = path.file_stem().unwrap().to_string_lossy();
-    stem == "tests" || stem.ends_with("_tests") || stem == "fake" || path.components().any(|c| c.as_os_str() == "tests")
+    stem == "tests"
+        || stem.ends_with("_tests")
+        || stem == "fake"
+        || path.components().any(|c| c.as_os_str() == "tests")
 }
 
 fn source(path: &Path) -> Source {
@@ -80,8 +83,20 @@ fn below(path: &str, dir: &str) -> bool {
 #[test]
 fn decisions_touch_nothing() {
     let apis = [
-        "grpcio", "neli", "nix::", "libc::", "mio::", "rusqlite", "std::process", "std::fs", "std::net",
-        "std::thread", "std::io", "crate::sys", "Instant::now", "SystemTime",
+        "grpcio",
+        "neli",
+        "nix::",
+        "libc::",
+        "mio::",
+        "rusqlite",
+        "std::process",
+        "std::fs",
+        "std::net",
+        "std::thread",
+        "std::io",
+        "crate::sys",
+        "Instant::now",
+        "SystemTime",
     ];
     absent(&apis, |path| below(path, "core") || below(path, "model"));
 }
@@ -111,7 +126,13 @@ fn unsafe_code_stays_in_sys() {
 
 #[test]
 fn processes_threads_and_raw_writes_stay_in_sys() {
-    let words = ["thread::Builder", "std::thread::spawn", "std::process::Command", "process::Command::new", "fs::write("];
+    let words = [
+        "thread::Builder",
+        "std::thread::spawn",
+        "std::process::Command",
+        "process::Command::new",
+        "fs::write(",
+    ];
     absent(&words, |path| !below(path, "sys"));
 }
 
@@ -120,11 +141,20 @@ fn threads_and_channels_are_made_in_the_daemon() {
     absent(&["thread::spawn("], |path| path != "daemon.rs" && !below(path, "sys"));
     // The inbox of a thread that waits in gRPC or in a poll is made with its waker; a reply channel
     // has one slot and lives for one question.
-    let inboxes = ["daemon.rs", "daemon/world.rs", "rpc.rs", "event_loop.rs", "network/channel.rs", "network/mod.rs"];
+    let inboxes = [
+        "daemon.rs",
+        "daemon/world.rs",
+        "rpc.rs",
+        "event_loop.rs",
+        "network/channel.rs",
+        "network/mod.rs",
+    ];
     absent(&["unbounded"], |_| true);
     let mut places = Vec::new();
     for source in sources().iter().filter(|s| !inboxes.contains(&s.path.as_str())) {
-        for line in source.code.lines().filter(|l| l.contains("bounded(") || l.contains("bounded::<")) {
+        for line in
+            source.code.lines().filter(|l| l.contains("bounded(") || l.contains("bounded::<"))
+        {
             if !line.contains("bounded(1)") {
                 places.push(format!("{}: {}", source.path, line.trim()));
             }
