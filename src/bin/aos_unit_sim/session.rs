@@ -190,6 +190,7 @@ impl Session {
                 }
             }
             Command::Network(network) => self.unit.catalog.add_network(&network),
+            Command::Clear => self.unit.catalog.clear(),
             Command::Run { force } => self.send_desired(force)?,
             Command::Stop(selectors) => {
                 if self.unit.catalog.remove_instances(&selectors) == 0 && !selectors.is_empty() {

@@ -254,6 +254,14 @@ impl Catalog {
         before - self.instances.len()
     }
 
+    /// Forgets layers, services, networks and instances; the packages stay.
+    pub fn clear(&mut self) {
+        self.layers.clear();
+        self.services.clear();
+        self.networks.clear();
+        self.instances.clear();
+    }
+
     /// Instances that the unit wants.
     pub fn wanted(&self) -> &[Instance] {
         &self.instances
@@ -507,6 +515,9 @@ mod tests {
         assert_eq!(catalog.remove_instances(&[Selector::parse("a/*/1").unwrap()]), 1);
         assert_eq!(catalog.remove_instances(&[]), 3);
         assert_eq!(catalog.run_instances(false).services.len(), 2);
+        catalog.clear();
+        assert_eq!(catalog.run_instances(false), wire::RunInstances::new());
+        assert!(catalog.update_networks().networks.is_empty());
     }
 
     #[test]

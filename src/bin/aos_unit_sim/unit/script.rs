@@ -30,6 +30,8 @@ pub enum Command {
     Service(Service),
     Instance(Instance),
     Network(Network),
+    /// Forget all that the unit was told.
+    Clear,
     /// Send networks and desired state.
     Run {
         force: bool,
@@ -250,6 +252,7 @@ pub fn parse(line: &str) -> Result<Option<Command>, Error> {
         "service" => service(&mut args)?,
         "instance" => instance(&mut args)?,
         "network" => network(&mut args)?,
+        "clear" => Command::Clear,
         "run" => match args.next().as_deref() {
             None => Command::Run { force: false },
             Some("force") => Command::Run { force: true },
