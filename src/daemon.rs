@@ -61,6 +61,9 @@ const CAPTURE_INBOX: usize = 256;
 const IAM_INBOX: usize = 64;
 /// Threads that start and stop instances (platform document P2).
 const EXEC_THREADS: usize = 2;
+/// The compressor builds its tables on the stack before it boxes them: 300 KiB without
+/// optimisation. Only touched pages count.
+const COMPRESS_STACK_BYTES: usize = 1024 * 1024;
 /// All threads together have so long to end after core has returned.
 const JOIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -125,8 +128,17 @@ impl Threads {
         name: &'static str,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<(), Error> {
+        self.spawn_sized(name, thread::STACK_BYTES, body)
+    }
+
+    fn spawn_sized(
+        &mut self,
+        name: &'static str,
+        stack_bytes: usize,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
         let ended = self.ended.0.clone();
-        let handle = thread::spawn(name, move || {
+        let handle = thread::spawn_sized(name, stack_bytes, move || {
             body();
             let _ = ended.try_send(name);
         })
@@ -258,7 +270,7 @@ fn start_threads(
     let output = LogOut::new(cm_tx.clone());
     let (log_settings, log_clock) = (settings::logs(config), clock.clone());
     let processes = host.loop_handle.clone();
-    threads.spawn("log-out", move || {
+    threads.spawn_sized("log-out", COMPRESS_STACK_BYTES, move || {
         serve::run(&log_settings, &logs_rx, &processes, &*log_clock, &output);
     })?;
 
@@ -351,7 +363,7 @@ fn sweep(ports: &Ports) {
         log::info!("stop instance={}", found.id);
         let outcome = jobs::stop::stop(ports, &found.id, StopScope::Everything);
         for error in outcome.errors {
-            log::error!("clean-up instance={} err={error:?}", found.id);
+            log::error!("clean-up instance={} err={error}", found.id);
         }
     }
 }
@@ -363,7 +375,7 @@ pub fn reset(config: &Config) -> Result<(), Error> {
     let mut first = Ok(());
     let mut note = |path: &Path, result: io::Result<()>| {
         if let Err(source) = result {
-            log::error!("cannot remove path={path:?} err={source}");
+            log::error!("cannot remove path={} err={source}", path.display());
             if first.is_ok() {
                 first = Err(Error::Remove { path: path.to_owned(), source });
             }
@@ -390,7 +402,7 @@ fn node_config(config: &Config) -> NodeConfigState {
         Ok(None) => NodeConfigState::default(),
         Err(error) => {
             let error = ErrorInfo::of(&error);
-            log::error!("node configuration cannot be used err={:?}", error.message);
+            log::error!("node configuration cannot be used err={}", error.message);
             broken(error.message)
         }
         Ok(Some(file)) => match settings::decode_node_config(&file.json) {

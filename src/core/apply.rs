@@ -129,7 +129,7 @@ impl State {
             instance.phase = Phase::Grace(Duration::ZERO);
         }
         for rejected in request.rejected {
-            log::error!("element of the run request refused reason={:?}", rejected.reason);
+            log::error!("element of the run request refused reason={}", rejected.reason);
             if let Some(ident) = rejected.ident {
                 self.rejected.push((ident, ErrorInfo::text(rejected.reason)));
             }
@@ -238,13 +238,11 @@ impl State {
                 instance.secret = Secret::Known(secret);
             }
             Err(failure) if in_use_hash.is_empty() => {
-                log::error!("cannot register with IAM instance={id} err=\"{failure}\"");
+                log::error!("cannot register with IAM instance={id} err={failure}");
                 instance.fail(ErrorInfo::text(format!("cannot register with IAM: {failure}")));
             }
             Err(failure) => {
-                log::error!(
-                    "cannot renew the registration with IAM instance={id} err=\"{failure}\""
-                );
+                log::error!("cannot renew the registration with IAM instance={id} err={failure}");
                 instance.secret = Secret::Adopted { hash: in_use_hash.clone() };
             }
         }
@@ -304,7 +302,7 @@ impl State {
         match result {
             Ok(started) => {
                 log::info!(
-                    "started instance={id} ident=\"{}\" pid={}",
+                    "started instance={id} ident={} pid={}",
                     instance.desired.ident,
                     started.pid
                 );
@@ -317,7 +315,7 @@ impl State {
             }
             Err(failure) => {
                 log::error!(
-                    "cannot start instance={id} ident=\"{}\" err=\"{failure}\"",
+                    "cannot start instance={id} ident={} err={failure}",
                     instance.desired.ident
                 );
                 let exit_code = early_exit.map_or(0, Exit::code);
@@ -338,7 +336,7 @@ impl State {
         match result {
             Ok(started) => {
                 log::info!(
-                    "adopted instance={id} ident=\"{}\" pid={}",
+                    "adopted instance={id} ident={} pid={}",
                     instance.desired.ident,
                     started.pid
                 );
@@ -349,7 +347,7 @@ impl State {
                 }
             }
             Err(failure) => {
-                log::warn!("not adopted, will be started anew instance={id} err=\"{failure}\"");
+                log::warn!("not adopted, will be started anew instance={id} err={failure}");
                 instance.early_exit = None;
                 instance.phase = Phase::Grace(Duration::ZERO);
             }
@@ -368,7 +366,7 @@ impl State {
             Phase::Running => {
                 let up = now.mono.saturating_sub(instance.running_since);
                 log::warn!(
-                    "ended instance={id} ident=\"{}\" exit=\"{exit}\" up_ms={}",
+                    "ended instance={id} ident={} exit={exit} up_ms={}",
                     instance.desired.ident,
                     up.as_millis()
                 );
@@ -385,7 +383,7 @@ impl State {
     fn stopped(&mut self, now: Now, id: &InstanceId, scope: StopScope, outcome: StopOutcome) {
         self.exec_ended();
         for error in &outcome.errors {
-            log::error!("clean-up instance={id} err={error:?}");
+            log::error!("clean-up instance={id} err={error}");
         }
         if outcome.unkillable {
             log::error!("processes cannot be killed, the instance is given up instance={id}");
@@ -436,7 +434,7 @@ impl State {
         let error = match result {
             Ok(()) => {
                 if let Some(config) = candidate {
-                    log::info!("node configuration set version={:?}", config.version);
+                    log::info!("node configuration set version={}", config.version);
                     self.node_config.version = config.version.clone();
                     self.node_config.config = config;
                     self.node_config.error = None;

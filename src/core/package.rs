@@ -117,7 +117,7 @@ impl Packages {
         for (order, package) in services.chain(layers).enumerate() {
             let key = package.key();
             if !named.insert(key.clone()) {
-                log::warn!("package named twice, the first entry is used package=\"{key}\"");
+                log::warn!("package named twice, the first entry is used package={key}");
                 continue;
             }
             if self.is_installed(&key) {
@@ -224,7 +224,7 @@ impl Packages {
         service.image = match result {
             Ok(image) => Image::Read(Arc::new(*image)),
             Err(failure) => {
-                log::error!("service image cannot be used service=\"{key}\" err=\"{failure}\"");
+                log::error!("service image cannot be used service={key} err={failure}");
                 Image::Broken(failure)
             }
         };
@@ -252,7 +252,7 @@ impl Packages {
         let layers = self.layers.values().map(|l| (&l.path, PackageKey::Layer(l.digest.clone())));
         let gone = services.chain(layers).filter(|(path, _)| missing.contains(path));
         for key in gone.map(|(_, key)| key).collect::<Vec<_>>() {
-            log::warn!("installed package is missing on disk package=\"{key}\"");
+            log::warn!("installed package is missing on disk package={key}");
             self.forget(&key, changes);
         }
     }
@@ -285,7 +285,7 @@ impl Packages {
         pending.wanted.attempts_begun += 1;
         changes.push(Change::PutWanted(pending.wanted.clone()));
         let plan = InstallPlan { package: pending.wanted.package.clone(), evictable: Vec::new() };
-        log::info!("install package=\"{key}\" url={:?}", plan_url(&plan));
+        log::info!("installing package={key} url={}", plan_url(&plan));
         self.installing = Some(key.clone());
         let evictable = self.evictable(in_use);
         self.at_risk = evictable.iter().map(|e| e.key.clone()).collect();
@@ -335,11 +335,10 @@ impl Packages {
                 if wanted {
                     changes.push(Change::RemoveWanted(key.clone()));
                 }
-                log::info!("installed package=\"{key}\"");
                 self.add(installed, (!wanted).then_some(now_ms), changes);
             }
             Err(failure) => {
-                log::error!("cannot install package=\"{key}\" err=\"{failure}\"");
+                log::error!("cannot install package={key} err={failure}");
                 if let Some(pending) = self.pending.get_mut(key) {
                     pending.wanted.attempts_begun = 0;
                     pending.wanted.last_error = failure.message.clone();
@@ -380,7 +379,7 @@ impl Packages {
     }
 
     fn forget(&mut self, key: &PackageKey, changes: &mut Vec<Change>) {
-        log::info!("removed package=\"{key}\"");
+        log::info!("removed package={key}");
         match key {
             PackageKey::Service(key) => {
                 self.services.remove(key);
@@ -440,7 +439,7 @@ impl Packages {
         match result {
             Ok(()) => self.forget(key, changes),
             Err(failure) => {
-                log::error!("cannot remove package=\"{key}\" err=\"{failure}\"");
+                log::error!("cannot remove package={key} err={failure}");
                 self.postpone(key, now_ms, changes);
             }
         }

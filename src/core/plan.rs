@@ -421,7 +421,7 @@ impl State {
             "start limit reached ({} starts in {:?}): {}",
             rules.start_burst, rules.start_interval, last.message
         );
-        log::error!("gives up instance={id} ident=\"{}\" err={message:?}", instance.desired.ident);
+        log::error!("gives up instance={id} ident={} err={message}", instance.desired.ident);
         instance.fault = Some(ErrorInfo { message, ..last });
         instance.verdict = Verdict::Given;
         instance.retry = false;

@@ -172,7 +172,7 @@ impl World {
                 let text = chain(&error);
                 self.retry_at = self.parts.clock.now().mono + STORE_RETRY;
                 if first_failure {
-                    log::error!("database cannot be written, will be tried again err={text:?}");
+                    log::error!("database cannot be written, will be tried again err={text}");
                     events.push(Event::Alert(
                         self.own_alert(format!("database cannot be written: {text}")),
                     ));

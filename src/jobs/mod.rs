@@ -83,14 +83,14 @@ pub fn fetch(job: FetchJob, ports: &Ports) -> JobDone {
     match job {
         FetchJob::Tidy { known } => {
             let missing = ports.images.tidy(&known).unwrap_or_else(|failure| {
-                log::warn!("cannot tidy the image directories err=\"{failure}\"");
+                log::warn!("cannot tidy the image directories err={failure}");
                 Vec::new()
             });
             JobDone::Tidied { missing }
         }
         FetchJob::Discard { path } => {
             if let Err(failure) = ports.images.remove(&path) {
-                log::warn!("cannot remove a damaged image, the next start will err=\"{failure}\"");
+                log::warn!("cannot remove a damaged image, the next start will err={failure}");
             }
             JobDone::Discarded
         }
@@ -105,7 +105,6 @@ pub fn fetch(job: FetchJob, ports: &Ports) -> JobDone {
 /// One attempt to install a package; core decides about another one.
 fn install(ports: &Ports, plan: &InstallPlan) -> JobDone {
     let key = plan.package.key();
-    log::info!("installing package=\"{key}\"");
     let mut evicted = Vec::new();
     let result = ports.images.install(plan, &mut evicted);
     JobDone::Installed { key, evicted, result }

@@ -121,10 +121,7 @@ impl Drop for Undo<'_> {
     fn drop(&mut self) {
         for (name, step) in self.steps.drain(..).rev() {
             if let Err(failure) = step(self.ports, self.id) {
-                log::error!(
-                    "undo of a start: cannot {name} instance={} err=\"{failure}\"",
-                    self.id
-                );
+                log::error!("undo of a start: cannot {name} instance={} err={failure}", self.id);
             }
         }
     }
