@@ -26,7 +26,7 @@ use crate::model::id::InstanceId;
 use crate::ports::{Command, CommandEnd, Processes, Watch};
 use crate::sys::notify::{Notifier, watchdog_period};
 use crate::sys::time::{ClockJumps, monotonic};
-use crate::sys::{pidfd, thread};
+use crate::sys::{command, pidfd, process, thread};
 
 /// Length of the inbox.
 pub const INBOX: usize = 64;
@@ -226,9 +226,13 @@ struct Watchdog {
 }
 
 impl EventLoop {
-    /// Takes over signals and children of the process. Called once, before threads exist.
+    /// Takes over signals, children and descriptors of the process. Called once, before threads
+    /// exist.
     pub fn new() -> Result<(Self, LoopHandle), Error> {
         let setup = |what| move |source| Error::Setup { what, source };
+        command::seal_inherited().map_err(setup("inherited descriptors"))?;
+        // Each watched init takes two descriptors.
+        process::raise_open_files().map_err(setup("the limit of open files"))?;
         pidfd::become_subreaper().map_err(setup("reaping of orphans"))?;
         let poll = Poll::new().map_err(setup("polling"))?;
         let registry = poll.registry();
@@ -470,7 +474,6 @@ mod tests {
 
     use super::*;
     use crate::model::event::Exit;
-    use crate::sys::command;
     use crate::sys::testing::{PATIENCE, in_own_process, in_own_process_with, wait_until};
 
     /// Runs a loop on a thread of its own for as long as `body` takes.
