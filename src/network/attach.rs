@@ -23,6 +23,7 @@ use super::naming;
 use super::plan::{Attachment, Subnet, Wanted};
 use super::rtnl::{self, INSTANCE_INTERFACE, Index, LOOPBACK_INDEX, LinkAddress, NewVeth};
 use super::rules;
+use super::shaping;
 use super::wire::Messages;
 use crate::model::id::{InstanceId, NetworkId};
 use crate::ports::NetworkPlan;
@@ -46,6 +47,8 @@ struct Inside {
 
 /// Where a link goes.
 struct Place {
+    download_kbit: Option<u64>,
+    upload_kbit: Option<u64>,
     standing: Standing,
     subnet: Subnet,
     gateway: Ipv4Addr,
@@ -60,24 +63,36 @@ impl Domain {
         if let Err(err) = self.detach(&id) {
             warn!("cannot remove old network of instance instance={id} err={}", chain(&err));
         }
-        let mut place = self.find_place(&attachment)?;
-        let mut result = self.build(&attachment, place.as_ref());
-        if result.is_err() && self.is_in_doubt(&attachment.network) {
-            place = self.find_place(&attachment)?;
-            result = self.build(&attachment, place.as_ref());
-        }
-        match result {
+        match self.place_and_build(&attachment) {
             Ok(wired) => {
-                let address = place.map(|place| place.address);
+                let address = wired.as_ref().map(|wired| wired.address);
                 info!("attached instance={id} network={} address={address:?}", attachment.network);
                 self.remember(attachment, wired);
                 Ok(())
             }
             Err(err) => {
                 self.remove_if_done(&attachment.network);
-                Err(err)
+                Err(if err.is_missing_shaper() { err.naming("tbf") } else { err })
             }
         }
+    }
+
+    fn place_and_build(&mut self, attachment: &Attachment) -> Result<Option<Wired>, Error> {
+        let mut place = self.find_place(attachment)?;
+        let result = self.build(attachment, place.as_ref());
+        let Err(err) = result else { return result };
+        if err.is_missing_shaper() && self.settings.bandwidth_optional {
+            error!("speed is not limited: kernel lacks tbf instance={}", attachment.id);
+            if let Some(place) = &mut place {
+                (place.download_kbit, place.upload_kbit) = (None, None);
+            }
+            return self.build(attachment, place.as_ref());
+        }
+        if self.is_in_doubt(&attachment.network) {
+            let place = self.find_place(attachment)?;
+            return self.build(attachment, place.as_ref());
+        }
+        Err(err)
     }
 
     /// Takes over what stands for an instance, without touching it.
@@ -141,10 +156,13 @@ impl Domain {
         if matches!(network.role, Role::Draining { .. }) {
             network.role = Role::Implicit;
         }
-        Ok(Some(Place { standing, subnet: actual, gateway, address }))
+        let Attachment { download_kbit, upload_kbit, .. } = *attachment;
+        let subnet = actual;
+        Ok(Some(Place { download_kbit, upload_kbit, standing, subnet, gateway, address }))
     }
 
-    /// An instance of a network that the CM never listed: the node takes the first address.
+    /// An instance of a network that the CM does not list: the node keeps the address that it has
+    /// there from an earlier life, or takes the first one.
     fn want_network(
         &mut self,
         id: &NetworkId,
@@ -154,7 +172,7 @@ impl Domain {
         if self.networks.contains_key(id) {
             return Ok(());
         }
-        let gateway = subnet.first();
+        let gateway = self.left_gateway(id, subnet)?.unwrap_or(subnet.first());
         if gateway == address {
             let text = address.to_string();
             return Err(Error::invalid(
@@ -172,6 +190,14 @@ impl Domain {
         let network = Bridged { wanted, role: Role::Implicit, standing: None };
         self.networks.insert(id.clone(), network);
         Ok(())
+    }
+
+    fn left_gateway(&mut self, id: &NetworkId, subnet: Subnet) -> Result<Option<Ipv4Addr>, Error> {
+        let links = self.left.networks.get(id).map(Vec::as_slice).unwrap_or_default();
+        let Some(bridge) = links.iter().find(|link| link.kind == "bridge") else { return Ok(None) };
+        let addresses = rtnl::addresses(&mut self.links)?;
+        let ours = |a: &&LinkAddress| a.index == bridge.index && subnet.contains(a.address);
+        Ok(addresses.iter().find(ours).map(|found| found.address))
     }
 
     fn check_address(&self, address: Ipv4Addr) -> Result<(), Error> {
@@ -271,6 +297,9 @@ impl Domain {
             rtnl::new_veth(&mut messages, &veth);
             rtnl::set_alias(&mut messages, index, &naming::instance_alias(id));
             rtnl::set_hairpin(&mut messages, index);
+            if let Some(kbit) = place.download_kbit {
+                shaping::limit(&mut messages, index, kbit);
+            }
             match self.links.execute(&mut messages) {
                 Ok(()) => return Ok(index),
                 Err(Error::Kernel(refusal)) if is_collision(&refusal) => {
@@ -317,6 +346,9 @@ impl Domain {
         rtnl::new_address(&mut messages, &address, place.subnet.broadcast());
         rtnl::set_up(&mut messages, index);
         rtnl::set_default_route(&mut messages, place.gateway, index);
+        if let Some(kbit) = place.upload_kbit {
+            shaping::limit(&mut messages, index, kbit);
+        }
         match inside.execute(&mut messages) {
             Err(Error::Kernel(refusal)) if refusal.errno == Errno::EAFNOSUPPORT && self.ipv6 => {
                 self.ipv6 = false;

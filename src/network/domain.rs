@@ -210,6 +210,8 @@ impl Domain {
                 }
             }
         }
+        let networks: Vec<NetworkId> = self.networks.keys().cloned().collect();
+        networks.iter().for_each(|id| self.remove_if_done(id));
         self.remove_left_networks();
         let mut wanted: BTreeSet<Entry> = BTreeSet::new();
         for standing in self.networks.values().filter_map(|network| network.standing.as_ref()) {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::shaping::LIMIT_SPEED;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 
@@ -96,12 +97,22 @@ impl Error {
         Self::Invalid { field, value: value.chars().take(80).collect(), reason }
     }
 
+    /// A kernel without a queueing discipline says "no such entry".
+    pub(super) fn is_missing_shaper(&self) -> bool {
+        matches!(self, Self::Kernel(refusal)
+            if refusal.operation == LIMIT_SPEED && refusal.errno == Errno::ENOENT)
+    }
+
     /// Turns the "unknown kind" answers of the kernel into an error that names the feature.
     pub(super) fn lacking(self, feature: &'static str) -> Self {
+        let unsupported = matches!(&self, Self::Kernel(refusal) if refusal.is_unsupported());
+        if unsupported { self.naming(feature) } else { self }
+    }
+
+    /// A refusal that means that the kernel lacks a feature.
+    pub(super) fn naming(self, feature: &'static str) -> Self {
         match self {
-            Self::Kernel(source) if source.is_unsupported() => {
-                Self::Unsupported { feature, source }
-            }
+            Self::Kernel(source) => Self::Unsupported { feature, source },
             other => other,
         }
     }

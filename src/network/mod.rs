@@ -7,7 +7,8 @@
 //! prefix `aos_`, so that nothing foreign is touched and a crash leaves nothing unknown.
 //!
 //! Reading order: `settings`, `plan` (checks), `domain` (state), `bridge` (networks), `attach`
-//! (instances), `names`, `dns`, `firewall` with `rules`, then the encodings `rtnl`, `nft`, `wire` and the
+//! (instances), `names`, `dns`, `firewall` with `rules`,
+//! `shaping`, then the encodings `rtnl`, `nft`, `wire` and the
 //! socket `channel`. Not here: the decision what is attached when (core, exec jobs).
 
 mod attach;
@@ -25,6 +26,7 @@ mod plan;
 mod rtnl;
 mod rules;
 mod settings;
+mod shaping;
 mod wire;
 
 use std::sync::Arc;

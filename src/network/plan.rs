@@ -195,6 +195,9 @@ pub(super) struct Attachment {
     pub(super) hostname: Option<String>,
     /// All names under which the instance is found, without its id.
     pub(super) names: Vec<String>,
+    /// Speed limits in kbit/s.
+    pub(super) download_kbit: Option<u64>,
+    pub(super) upload_kbit: Option<u64>,
     /// Lines for `hosts` from resources.
     pub(super) hosts: Vec<Host>,
     pub(super) etc_dir: PathBuf,
@@ -222,6 +225,8 @@ impl Attachment {
             exposed: exposed(&plan.exposed_ports)?,
             names: names::of_instance(&plan.ident, hostname.as_deref(), &plan.network_id),
             hostname,
+            download_kbit: plan.quotas.download_kbit.filter(|kbit| *kbit > 0),
+            upload_kbit: plan.quotas.upload_kbit.filter(|kbit| *kbit > 0),
             hosts: plan.hosts.clone(),
             etc_dir: plan.etc_dir.clone(),
         })

@@ -171,6 +171,26 @@ fn a_removed_network_drains() {
 }
 
 #[test]
+fn a_draining_network_outlives_the_daemon() {
+    on_a_host("life_drain_restart", |rig: &mut Rig| {
+        // The node is not the first one in the network.
+        rig.update(&[("net1", NET1.1, "172.17.0.50")]);
+        let [a, b] = two(rig);
+        rig.net.attach(&a).unwrap();
+        rig.update(&[]);
+        rig.restart();
+        rig.update(&[]);
+        rig.net.adopt(&a).unwrap();
+        assert!(rig.net.adopt(&b).is_err());
+        rig.keep(&[&a.id]);
+        let node = Ipv4Addr::new(172, 17, 0, 50);
+        assert!(rig.instance(&a).reaches(&rig.node(), node).is_ok());
+        rig.net.detach(&a.id).unwrap();
+        rig.wait_for_links(&[]);
+    });
+}
+
+#[test]
 fn a_removed_network_goes_after_a_while() {
     let drain_timeout = std::time::Duration::ZERO;
     let settings = NetworkSettings { drain_timeout, ..NetworkSettings::default() };

@@ -1,12 +1,16 @@
 //! Who reaches whom, with real packets.
 
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::super::NetworkSettings;
 use super::super::rules::Set;
-use super::rig::{OUTSIDE, Rig, UPLINK, on_a_host, rule, with_settings};
+use super::rig::{OUTSIDE, PATIENCE, Peer, Rig, UPLINK, on_a_host, rule, with_settings};
 use crate::model::node::Host;
 use crate::ports::Network;
+use crate::sys::thread::spawn;
+use crate::sys::time::monotonic;
 
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
 /// Here the node is not the first one of the network.
@@ -121,5 +125,46 @@ fn an_instance_without_address_has_loopback_only() {
         assert!(rig.file(&a, "hosts").ends_with("ip6-loopback\n"));
         rig.net.detach(&a.id).unwrap();
         assert!(rig.namespaces().is_empty());
+    });
+}
+
+/// Bytes that arrive from `from` at `to` within half a second, after the burst.
+fn speed(from: &Peer<'_>, to: &Peer<'_>, address: Ipv4Addr) -> f64 {
+    let (mut sender, mut receiver) = from.connect(to, address).split();
+    sender.set_write_timeout(Some(PATIENCE)).unwrap();
+    let writer = spawn("flood", move || {
+        // Ends when the other side is closed.
+        while sender.write_all(&[0; 4096]).is_ok() {}
+    });
+    let mut buffer = vec![0; 64 * 1024];
+    let mut measure = |span: Duration| {
+        let (start, mut bytes) = (monotonic(), 0.0);
+        while monotonic() - start < span {
+            bytes += f64::from(u32::try_from(receiver.read(&mut buffer).unwrap()).unwrap());
+        }
+        bytes / (monotonic() - start).as_secs_f64()
+    };
+    measure(Duration::from_millis(200));
+    let rate = measure(Duration::from_millis(500));
+    drop(receiver);
+    writer.unwrap().join().unwrap();
+    rate
+}
+
+#[test]
+fn speed_is_limited_in_both_directions() {
+    on_a_host("reach_speed", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let mut a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        a.quotas.download_kbit = Some(8_000);
+        a.quotas.upload_kbit = Some(4_000);
+        let b = rig.plan("net1", NET1.1, "172.17.0.3", 1);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        let (one, two) = (rig.instance(&a), rig.instance(&b));
+        for (rate, expect) in [(speed(&two, &one, A), 1e6), (speed(&one, &two, A2), 0.5e6)] {
+            // The machine may be busy with other tests; it is never faster than allowed.
+            assert!(rate > 0.3 * expect && rate < 1.1 * expect, "{rate} instead of {expect}");
+        }
     });
 }

@@ -377,6 +377,10 @@ impl Peer<'_> {
 pub(super) struct Pair(TcpStream, TcpStream);
 
 impl Pair {
+    pub(super) fn split(self) -> (TcpStream, TcpStream) {
+        (self.0, self.1)
+    }
+
     /// Bytes go both ways.
     pub(super) fn works(&mut self) {
         for (from, to) in [(&self.0, &self.1), (&self.1, &self.0)] {
