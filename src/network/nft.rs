@@ -601,3 +601,38 @@ fn body<'a>(message: &Message<'a>, number: u16) -> Option<&'a [u8]> {
 fn be32(value: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(value.try_into().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn comments_are_found_among_other_user_data() {
+        for (data, expect) in [
+            (comment_data("aos-sm"), "aos-sm"),
+            ([&[1, 2, 9, 9][..], &comment_data("x")].concat(), "x"),
+            (vec![0, 200, b'a'], ""),
+            (vec![5], ""),
+            (vec![], ""),
+        ] {
+            assert_eq!(comment_of(&data), expect, "{data:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_survived(
+            number in 0u16..32,
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            for number in [number, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM] {
+                let kind = SUBSYSTEM << 8 | number;
+                let message = Message { kind, flags: 0, sequence: 0, body: &bytes };
+                let _ = (parse_chain(&message), parse_rule(&message));
+                let _ = (parse_set(&message), parse_elements(&message));
+            }
+        }
+    }
+}

@@ -402,3 +402,60 @@ fn parse_route(message: &Message<'_>) -> Option<Route> {
 fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(<[u8; 4]>::try_from(value.get(..4)?).ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn body(write: impl FnOnce(&mut Messages)) -> Vec<u8> {
+        let mut messages = Messages::new();
+        write(&mut messages);
+        let bytes = messages.stamp(1, 0).to_vec();
+        wire::messages(&bytes).next().unwrap().body.to_vec()
+    }
+
+    /// Not every kernel on which the tests run can make one.
+    #[test]
+    fn vlan_bytes() {
+        let name = LinkName::try_from("vlan-e40c292c").unwrap();
+        let vlan = NewVlan { index: 0x000f_4240, name: &name, parent: 2, bridge: 5, vlan_id: 300 };
+        let expect = [
+            &[0, 0, 0, 0, 0x40, 0x42, 0x0f, 0, 1, 0, 0, 0, 1, 0, 0, 0][..],
+            &[18, 0, 3, 0],
+            b"vlan-e40c292c\0\0\0",
+            &[8, 0, 5, 0, 2, 0, 0, 0, 8, 0, 10, 0, 5, 0, 0, 0],
+            &[8, 0, 27, 0, b's', b'o', b'a', 0],
+            &[28, 0, 18, 0, 9, 0, 1, 0],
+            b"vlan\0\0\0\0",
+            &[12, 0, 2, 0, 6, 0, 1, 0, 0x2c, 1, 0, 0],
+        ]
+        .concat();
+        assert_eq!(body(|messages| new_vlan(messages, &vlan)), expect);
+    }
+
+    #[test]
+    fn route_bytes() {
+        let expect = [
+            &[2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0][..],
+            &[8, 0, 5, 0, 172, 17, 0, 1, 8, 0, 4, 0, 2, 0, 0, 0],
+        ]
+        .concat();
+        let gateway = Ipv4Addr::new(172, 17, 0, 1);
+        assert_eq!(body(|messages| set_default_route(messages, gateway, 2)), expect);
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_survived(
+            kind in 0u16..64,
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            for kind in [kind, RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE] {
+                let message = Message { kind, flags: 0, sequence: 0, body: &bytes };
+                let _ = (parse_link(&message), parse_address(&message), parse_route(&message));
+            }
+        }
+    }
+}

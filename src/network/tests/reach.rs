@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::super::NetworkSettings;
+use super::super::rtnl::LinkAddress;
 use super::super::rules::Set;
 use super::rig::{OUTSIDE, PATIENCE, Peer, Rig, UPLINK, on_a_host, rule, with_settings};
 use crate::model::node::Host;
@@ -78,7 +79,7 @@ fn networks_are_isolated_but_for_allowed_connections() {
         one.is_cut_off_from(&far, B, 81);
         other.is_cut_off_from(&far, B, 80);
         far.is_cut_off_from(&one, A, 80);
-        // Nobody borrows the address of somebody else.
+        // Nothing is left that the next owner of the address could use.
         rig.net.detach(&a.id).unwrap();
         assert_eq!(rig.keys(Set::Allowed), 0);
     });
@@ -97,6 +98,28 @@ fn the_outside_is_reached_masqueraded_and_reaches_exposed_ports_only() {
         assert_eq!(outside.reaches_port(&one, A, 8081).unwrap(), OUTSIDE);
         outside.is_cut_off_from(&one, A, 8082);
         assert_eq!(rig.node().reaches(&outside, OUTSIDE).unwrap(), UPLINK);
+    });
+}
+
+#[test]
+fn nobody_sends_with_an_address_that_is_not_his() {
+    on_a_host("reach_spoofing", |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&a).unwrap();
+        let one = rig.instance(&a);
+        let stolen = Ipv4Addr::new(172, 17, 0, 200);
+        one.add_address(LinkAddress { index: 2, address: stolen, prefix: 16 });
+        let receiver = rig.outside().udp((OUTSIDE, 7).into());
+        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+        for (source, content) in [(stolen, b"bad"), (A, b"own")] {
+            one.udp((source, 0).into()).send_to(content, (OUTSIDE, 7)).unwrap();
+        }
+        // The second one has overtaken nothing: the first one was dropped.
+        let mut content = [0; 3];
+        receiver.recv(&mut content).unwrap();
+        assert_eq!(&content, b"own");
     });
 }
 

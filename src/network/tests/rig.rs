@@ -360,6 +360,13 @@ impl Peer<'_> {
         Pair(client, listener.accept().unwrap().0)
     }
 
+    pub(super) fn add_address(&self, address: LinkAddress) {
+        let mut channel = self.inside(|| Channel::open(Family::Route)).unwrap();
+        let mut messages = Messages::new();
+        rtnl::new_address(&mut messages, &address, Ipv4Addr::BROADCAST);
+        channel.execute(&mut messages).unwrap();
+    }
+
     pub(super) fn addresses(&self) -> Vec<LinkAddress> {
         self.inside(|| rtnl::addresses(&mut Channel::open(Family::Route).unwrap())).unwrap()
     }
