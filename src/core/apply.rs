@@ -307,6 +307,7 @@ impl State {
                     started.pid
                 );
                 instance.phase = Phase::Running;
+                instance.failed_removals = 0;
                 instance.running_since = now.mono;
                 self.lives.push(Effect::ContainerStarted { id: id.clone(), pid: started.pid });
                 if let Some(exit) = early_exit {
@@ -407,7 +408,10 @@ impl State {
                 instance.all_gone();
                 instance.failed_removals = if clean { 0 } else { instance.failed_removals + 1 };
                 // A fresh start replaces what is left; without one it has to be removed.
-                if !clean && !instance.wanted && instance.failed_removals < MAX_REMOVALS {
+                if instance.failed_removals >= MAX_REMOVALS {
+                    instance.failed_removals = 0;
+                }
+                if instance.failed_removals > 0 && !instance.wanted {
                     instance.phase = Phase::Residue(now.mono + REMOVAL_PERIOD);
                 }
                 if let Some(ident) = registered {

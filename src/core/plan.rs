@@ -174,7 +174,7 @@ impl State {
             self.plan_starting(now, id, effects);
             self.plan_secret(id, effects);
         }
-        self.instances.retain(|_, i| i.wanted || i.is_present());
+        self.instances.retain(|_, i| i.wanted || i.is_present() || i.failed_removals > 0);
         self.unwatch_ended(effects);
     }
 
@@ -241,6 +241,11 @@ impl State {
             }
             Phase::Pausing(_) if unfit && room => self.stop_everything(id, effects),
             Phase::Pausing(_) | Phase::Dead | Phase::Cleaning => self.plan_verdict(now, id),
+            Phase::Absent | Phase::Failed
+                if room && !instance.wanted && instance.failed_removals > 0 =>
+            {
+                self.stop_everything(id, effects);
+            }
             Phase::Residue(until) if now.mono < until => self.wake(until),
             Phase::Residue(_) if room => self.stop_everything(id, effects),
             Phase::Failed if instance.retry && matches!(instance.goal, Goal::Run(_)) => {

@@ -234,7 +234,7 @@ impl State {
             !i.is_busy()
                 && (self.policy.keep_instances_on_exit
                     || !i.is_present()
-                    || i.phase == Phase::Quarantined)
+                    || matches!(i.phase, Phase::Quarantined | Phase::Residue(_)))
         };
         self.stopping
             && self.exec_jobs == 0
