@@ -264,9 +264,10 @@ impl Domain {
         let veth = self.create_veth(&attachment.id, place, &inside.namespace)?;
         let entries = rules::instance_entries(attachment, place.address, &place.standing.bridge);
         let wired = Wired { address: place.address, veth, entries };
-        let result = self
-            .configure(place, &mut inside.channel)
-            .and_then(|()| self.firewall.add(&wired.entries));
+        let result = self.configure(place, &mut inside.channel).and_then(|()| {
+            self.settle(veth, place.standing.index);
+            self.firewall.add(&wired.entries)
+        });
         if let Err(err) = result {
             self.unwire(&attachment.id, &wired);
             return Err(err);
@@ -355,6 +356,16 @@ impl Domain {
                 self.configure(place, inside)
             }
             other => other,
+        }
+    }
+
+    /// Both ends are up: the port, then the bridge may send.
+    fn settle(&mut self, veth: Index, bridge: Index) {
+        let mut messages = Messages::new();
+        rtnl::settle_carrier(&mut messages, veth);
+        rtnl::settle_carrier(&mut messages, bridge);
+        if let Err(err) = self.links.execute(&mut messages) {
+            debug!("carrier of a new link is not settled err={}", chain(&err));
         }
     }
 

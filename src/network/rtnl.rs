@@ -31,6 +31,8 @@ const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_EXT_MASK: u16 = 29;
+const SKIP_STATISTICS: u32 = 8;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
@@ -224,6 +226,16 @@ pub(super) fn set_address_modes(messages: &mut Messages, index: Index, ipv6: boo
                 p.group(IFLA_INET_CONF, |p| p.u32(DEVCONF_ARP_NOTIFY, 1));
             });
         });
+    });
+}
+
+/// Asks for a link, whose answer nobody reads: since Linux 6.8 the question makes the kernel finish
+/// a change of carrier at once. Otherwise a worker of the kernel does so a little later, and what
+/// is sent before then is lost.
+pub(super) fn settle_carrier(messages: &mut Messages, index: Index) {
+    messages.add("settle carrier", RTM_GETLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, 0);
+        p.u32(IFLA_EXT_MASK, SKIP_STATISTICS);
     });
 }
 
