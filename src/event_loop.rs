@@ -205,6 +205,8 @@ impl From<mio::Token> for Token {
 #[derive(Debug)]
 pub struct EventLoop {
     poll: Poll,
+    /// Kept open: closing it with the last handle would lose a wake-up that was not seen yet.
+    _waker: Arc<Waker>,
     inbox: Receiver<LoopCmd>,
     signals: Signals,
     clock: ClockJumps,
@@ -253,8 +255,10 @@ impl EventLoop {
             awaits_pong: false,
         });
         let (sender, inbox) = bounded(INBOX);
+        let waker = Arc::new(waker);
         let event_loop = Self {
             poll,
+            _waker: waker.clone(),
             inbox,
             signals,
             clock,
@@ -264,7 +268,7 @@ impl EventLoop {
             stop_sent: false,
             stopped: false,
         };
-        Ok((event_loop, LoopHandle { inbox: sender, waker: Arc::new(waker) }))
+        Ok((event_loop, LoopHandle { inbox: sender, waker }))
     }
 
     /// Runs until `LoopCmd::Stop`. Children that still run then go on without us.

@@ -79,16 +79,15 @@ pub(super) struct Ends {
     net: NetHandle,
     iam: InboxSender<IamCommand>,
     cm_rx: InboxSender<CmRxCommand>,
-    cm_tx: Sender<CmTxCommand>,
     capture: Sender<CaptureCommand>,
 }
 
 impl Ends {
-    /// Core has returned: nobody needs these threads any more. cm-rx says goodbye to the CM first.
+    /// Core has returned: nobody needs these threads any more. cm-rx says goodbye to the CM, and
+    /// cm-tx ends with the last of those that send to it.
     pub(super) fn stop_all(self) {
         let _ = self.cm_rx.send(CmRxCommand::Stop);
         let _ = self.iam.send(IamCommand::Stop);
-        let _ = self.cm_tx.send(CmTxCommand::Stop);
         let _ = self.capture.send(CaptureCommand::Stop);
         self.net.stop();
     }
@@ -111,7 +110,6 @@ impl World {
             net: parts.net.clone(),
             iam: parts.iam.clone(),
             cm_rx: parts.cm_rx.clone(),
-            cm_tx: parts.cm_tx.clone(),
             capture: parts.capture.clone(),
         }
     }
