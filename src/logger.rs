@@ -58,6 +58,9 @@ pub fn start(journal: bool) -> io::Result<()> {
     let form = sink.form;
     Builder::new()
         .filter_level(LevelFilter::Trace)
+        // Of the libraries only what concerns an operator.
+        .filter_module("grpcio", LevelFilter::Warn)
+        .filter_module("neli", LevelFilter::Warn)
         .write_style(WriteStyle::Never)
         .format(move |line, record| line.write_all(&form.line(record.level(), record.args())))
         .target(Target::Pipe(Box::new(sink)))

@@ -258,7 +258,7 @@ impl Receiving {
                 Ok(certificate)
             }
             (Err(error), Some(certificate)) if error.is_unreachable() => {
-                log::debug!("the last certificate is used err={:?}", chain(&error));
+                log::debug!("the last certificate is used err={}", chain(&error));
                 Ok(certificate.clone())
             }
             (Err(error), _) => Err(End::lost(&error)),
@@ -353,7 +353,7 @@ impl Receiving {
                 let _ = self.events.send(Event::Cm { session, command });
             }
             Ok(None) => log::debug!("message of the CM ignored bytes={}", message.len()),
-            Err(error) => log::warn!("message of the CM skipped err={:?}", chain(&error)),
+            Err(error) => log::warn!("message of the CM skipped err={}", chain(&error)),
         }
     }
 
@@ -406,7 +406,7 @@ fn is_renewed(current: &Certificate, certificate: Result<Certificate, rpc::Error
             true
         }
         Err(error) => {
-            log::warn!("cannot get the renewed certificate err={:?}", chain(&error));
+            log::warn!("cannot get the renewed certificate err={}", chain(&error));
             false
         }
     }

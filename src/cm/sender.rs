@@ -162,13 +162,13 @@ impl Writer<'_> {
             Ok(message) => message,
             // Must not stop the messages that follow.
             Err(error) => {
-                log::error!("message to the CM dropped err={:?}", chain(&error));
+                log::error!("message to the CM dropped err={}", chain(&error));
                 return Err(Failure::lasting(&error));
             }
         };
         let sent = open.sink.send(message, self.send_limit);
         sent.map_err(|error| {
-            log::warn!("cannot send to the CM err={:?}", chain(&error));
+            log::warn!("cannot send to the CM err={}", chain(&error));
             // Without its sending half the call is cancelled, and cm-rx learns of the end.
             self.open = None;
             Failure::transient(&error)

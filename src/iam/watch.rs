@@ -120,7 +120,7 @@ impl Watch {
                     let error = self.serve(&public, stream)?;
                     self.protected = None;
                     self.report(IamEvent::Down);
-                    log::warn!("IAM lost err={:?}", chain(&error));
+                    log::warn!("IAM lost err={}", chain(&error));
                 }
                 Err(error) => {
                     let reason = chain(&error);
@@ -278,7 +278,7 @@ impl Watch {
     fn compare_certificate(&mut self, report: bool) -> Result<(), Stopped> {
         if let Err(error) = self.fetch_certificate(report)? {
             // Normal on a node that is not provisioned; whoever needs the certificate complains.
-            log::debug!("no certificate err={:?}", chain(&error));
+            log::debug!("no certificate err={}", chain(&error));
         }
         Ok(())
     }
@@ -301,7 +301,7 @@ impl Watch {
                 Woken::Done(Some(Ok(_urls))) => self.compare_certificate(true)?,
                 Woken::Done(Some(Err(error))) if error.is_unreachable() => return Ok(error),
                 Woken::Done(Some(Err(error))) => {
-                    log::debug!("subscription refused err={:?}", chain(&error));
+                    log::debug!("subscription refused err={}", chain(&error));
                     let never = error.is_unimplemented();
                     let pause = if never {
                         self.settings().timing.node_info
@@ -365,7 +365,7 @@ impl Watch {
                 Err(error) => {
                     let pause = self.pause(self.task_failures);
                     self.task_failures += 1;
-                    log::warn!("IAM takes no requests pause={pause:?} err={:?}", chain(&error));
+                    log::warn!("IAM takes no requests pause={pause:?} err={}", chain(&error));
                     self.retry_at = Some(now() + pause);
                     self.put_back(tried(task));
                     return Ok(());
@@ -413,14 +413,14 @@ impl Watch {
                     v5::secret(&answer).map_err(|e| malformed(v5::REGISTER_INSTANCE, &e))
                 });
                 let result = secret.map(Arc::from).map_err(|error| {
-                    log::error!("cannot register instance={ident} err={:?}", chain(&error));
+                    log::error!("cannot register instance={ident} err={}", chain(&error));
                     Failure::lasting(&error)
                 });
                 self.report(IamEvent::Registered { id: id.clone(), result });
             }
             Task::Unregister { ident, .. } => {
                 if let Err(error) = answer {
-                    log::debug!("removal refused instance={ident} err={:?}", chain(&error));
+                    log::debug!("removal refused instance={ident} err={}", chain(&error));
                 }
             }
         }

@@ -153,7 +153,7 @@ impl Body {
                 }
                 // Stalled servers are left to the next attempt: other packages wait.
                 Err(Error::Connection { source }) => {
-                    log::debug!("download was interrupted err=\"{source}\"");
+                    log::debug!("download was interrupted err={source}");
                 }
                 Err(error) => return Err(error),
             }

@@ -169,14 +169,14 @@ impl ImageStore {
     /// Does all it can; what it cannot is logged, and costs space at most.
     fn do_tidy(&self, known: &[PathBuf]) -> Vec<PathBuf> {
         for error in staging::tidy(&self.places, known) {
-            log::warn!("cannot tidy the image directories err=\"{}\"", chain(&error));
+            log::warn!("cannot tidy the image directories err={}", chain(&error));
         }
         for directory in [&self.settings.download_dir, &self.settings.extract_dir] {
             if directory.as_os_str().is_empty() {
                 continue;
             }
             if let Err(error) = sys::fs::clear_dir(directory) {
-                log::warn!("cannot empty path={} err=\"{error}\"", directory.display());
+                log::warn!("cannot empty path={} err={error}", directory.display());
             }
         }
         known.iter().filter(|path| is_no_directory(path)).cloned().collect()
@@ -242,7 +242,7 @@ impl Images for ImageStore {
             Installed::Layer(row) => (&row.path, row.size_bytes),
         };
         let (key, path) = (plan.package.key(), path.display());
-        log::info!("installed package=\"{key}\" path={path} size={size_bytes} ms={ms}");
+        log::info!("installed package={key} path={path} size={size_bytes} ms={ms}");
         Ok(installed)
     }
 

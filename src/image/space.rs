@@ -121,7 +121,7 @@ impl<'a> Space<'a> {
         for candidate in candidates {
             self.next_candidate += 1;
             if self.is_here(&candidate.path) {
-                log::info!("evicting for space package=\"{}\"", candidate.key);
+                log::info!("evicting for space package={}", candidate.key);
                 staging::discard(&candidate.path)?;
                 self.eviction.evicted.push(candidate.key.clone());
                 return Ok(true);

@@ -121,7 +121,7 @@ impl Drop for Staging {
         }
         if let Err(error) = sys::fs::remove_tree(&self.path) {
             // It is tried again at the next start.
-            log::warn!("cannot remove staging path={} err=\"{error}\"", self.path.display());
+            log::warn!("cannot remove staging path={} err={error}", self.path.display());
         }
     }
 }

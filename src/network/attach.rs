@@ -65,8 +65,9 @@ impl Domain {
         }
         match self.place_and_build(&attachment) {
             Ok(wired) => {
-                let address = wired.as_ref().map(|wired| wired.address);
-                info!("attached instance={id} network={} address={address:?}", attachment.network);
+                let address = wired.as_ref().map(|wired| wired.address.to_string());
+                let address = address.as_deref().unwrap_or("none");
+                info!("attached instance={id} network={} address={address}", attachment.network);
                 self.remember(attachment, wired);
                 Ok(())
             }

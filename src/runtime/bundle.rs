@@ -214,7 +214,7 @@ impl BundleStore {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) => {
-                log::error!("cannot read path={} err=\"{error}\"", self.dir.display());
+                log::error!("cannot read path={} err={error}", self.dir.display());
                 return Vec::new();
             }
         };
@@ -242,7 +242,7 @@ impl BundleStore {
                 continue;
             }
             if let Err(error) = files::remove_tree(&path) {
-                log::warn!("cannot remove path={} err=\"{error}\"", path.display());
+                log::warn!("cannot remove path={} err={error}", path.display());
             }
         }
     }
@@ -270,7 +270,7 @@ impl Bundles for BundleStore {
 
     fn survey(&self) -> Vec<(InstanceId, Option<Record>)> {
         let mounted = mount::mounts().unwrap_or_else(|error| {
-            log::error!("cannot read the table of mounts err=\"{error}\"");
+            log::error!("cannot read the table of mounts err={error}");
             Vec::new()
         });
         let mounted: BTreeSet<PathBuf> = mounted.into_iter().map(|entry| entry.target).collect();

@@ -123,7 +123,7 @@ fn repair_owner(file: &OwnedFd, path: &Path, owner: Owner) {
     if let Some(error) = is_other.then(|| own(file, owner).err()).flatten() {
         let Owner { uid, gid } = owner;
         log::warn!(
-            "cannot change the owner path={} uid={uid} gid={gid} err=\"{error}\"",
+            "cannot change the owner path={} uid={uid} gid={gid} err={error}",
             path.display()
         );
     }

@@ -115,7 +115,7 @@ fn explained(context: &OwnedFd, error: io::Error) -> io::Error {
     let mut buffer = [0; 512];
     while let Ok(length) = nix::unistd::read(context, &mut buffer) {
         let text = String::from_utf8_lossy(&buffer[..length]);
-        log::warn!("kernel refuses a mount err={error} message={:?}", text.trim());
+        log::warn!("kernel refuses a mount err={error} message={}", text.trim());
     }
     error
 }
