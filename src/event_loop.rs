@@ -521,6 +521,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_is_seen_although_its_sender_is_gone() {
+        in_own_process("event_loop::tests::a_stop_is_seen_although_its_sender_is_gone", || {
+            thread::block_signals().unwrap();
+            let (event_loop, handle) = EventLoop::new().unwrap();
+            let (core, _events) = bounded(8);
+            handle.stop();
+            drop(handle);
+            event_loop.run(&core).unwrap();
+        });
+    }
+
+    #[test]
     fn commands_run_to_their_end() {
         in_own_process("event_loop::tests::commands_run_to_their_end", || {
             with_loop(|handle, _| {
