@@ -166,7 +166,9 @@ impl State {
                 instance.desired = Arc::new(desired);
             }
             instance.retry = true;
-            instance.restart |= force_restart && instance.is_present();
+            // A failed instance starts anew, also when it only waits for its next restart.
+            let waits = matches!(instance.phase, Phase::Dead | Phase::Cleaning | Phase::Pausing(_));
+            instance.restart |= waits || (force_restart && instance.is_present());
             return;
         }
         if self.by_ident.len() >= self.policy.max_instances {

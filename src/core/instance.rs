@@ -250,7 +250,11 @@ impl Instance {
             (
                 Goal::Run(_),
                 Phase::Dead | Phase::Pausing(_) | Phase::Cleaning | Phase::Starting(_),
-            ) => !matches!(self.verdict, Verdict::Held { .. }) && self.fault.is_some(),
+            ) => {
+                !self.restart
+                    && !matches!(self.verdict, Verdict::Held { .. })
+                    && self.fault.is_some()
+            }
             (Goal::Run(_), _) => false,
         }
     }

@@ -71,6 +71,21 @@ fn the_start_limit_ends_a_crash_loop() {
 }
 
 #[test]
+fn a_request_ends_the_pause_of_a_failed_instance() {
+    let mut unit = running(9);
+    let id = unit.id_of("a");
+    unit.host.exit(&id, Exit::Code(1));
+    unit.host_events();
+    while unit.step() {}
+    unit.reports.clear();
+    unit.run(request(&[("a", "1"), ("b", "1")]));
+    while unit.step() {}
+    assert_eq!(unit.full_status()["a"], "active 1");
+    assert_eq!(unit.full_statuses(), 1);
+    assert_eq!(unit.host.starts(), 3);
+}
+
+#[test]
 fn a_new_version_that_dies_at_once_is_failed_in_the_one_full_status() {
     let mut unit = running(4);
     unit.run(request(&[("a", "2"), ("b", "1")]));
