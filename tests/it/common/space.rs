@@ -1,0 +1,120 @@
+//! Namespaces of one unit: what its programs do to mounts, links, rules and `/run` stays there and
+//! is gone when they are.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use super::host;
+
+/// Which control groups are seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Groups {
+    /// Those of the host.
+    Host,
+    /// Version 1 alone: crun refuses the hybrid layout of some hosts.
+    V1,
+}
+
+/// A network and a mount namespace.
+#[derive(Debug)]
+pub struct Space {
+    net: File,
+    mounts: File,
+}
+
+impl Space {
+    pub fn new(groups: Groups) -> Self {
+        // The host's controllers, before anything is hidden.
+        let hierarchies = host::hierarchies();
+        apart(|| {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            // Neither a journal nor network namespaces of the host are seen or touched.
+            tmpfs(Path::new("/run"), "mode=755");
+            fs::create_dir("/run/netns").unwrap();
+            // Values of `net` are those of the namespace the mount was made in.
+            mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).unwrap();
+            mount_groups(&hierarchies, groups);
+            let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            assert!(up.unwrap().success(), "cannot set the loopback interface up");
+            let open = |kind: &str| File::open(format!("/proc/thread-self/ns/{kind}")).unwrap();
+            Self { net: open("net"), mounts: open("mnt") }
+        })
+    }
+
+    /// Runs `body` inside, on a thread of its own. Descriptors and processes made there stay
+    /// inside.
+    pub fn inside<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        apart(|| {
+            unshare(CloneFlags::CLONE_FS).unwrap();
+            setns(&self.mounts, CloneFlags::CLONE_NEWNS).unwrap();
+            setns(&self.net, CloneFlags::CLONE_NEWNET).unwrap();
+            body()
+        })
+    }
+
+    /// Mount points inside.
+    pub fn mount_points(&self) -> Vec<String> {
+        let text = self.inside(|| fs::read_to_string("/proc/thread-self/mountinfo").unwrap());
+        text.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
+    }
+
+    /// Network links inside, without the number and state.
+    pub fn links(&self) -> Vec<String> {
+        self.inside(|| {
+            let entries = fs::read_dir("/sys/class/net").unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<_> = names.map(|n| n.to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        })
+    }
+
+    /// Names in `/run/netns`.
+    pub fn network_namespaces(&self) -> Vec<String> {
+        self.inside(|| host::names(Path::new("/run/netns")))
+    }
+
+    /// Mounts a small file system of its own.
+    pub fn mount_small(&self, at: &Path, size_bytes: u64) {
+        fs::create_dir_all(at).unwrap();
+        self.inside(|| tmpfs(at, &format!("size={size_bytes}")));
+    }
+}
+
+/// Runs `body` on a new thread: what it does to itself ends with it.
+fn apart<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    let joined = std::thread::scope(|scope| {
+        let name = super::need::test_name();
+        std::thread::Builder::new().name(name).spawn_scoped(scope, body).unwrap().join()
+    });
+    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn tmpfs(at: &Path, data: &str) {
+    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(data)).unwrap();
+}
+
+/// Makes the control groups appear below the new `/sys`.
+fn mount_groups(hierarchies: &[host::Hierarchy], groups: Groups) {
+    let top = Path::new("/sys/fs/cgroup");
+    let is_v2_only = hierarchies.len() == 1 && hierarchies[0].v2;
+    if is_v2_only {
+        assert_eq!(groups, Groups::Host, "this host has no control groups of version 1");
+        mount(Some("cgroup2"), top, Some("cgroup2"), MsFlags::empty(), None::<&str>).unwrap();
+        return;
+    }
+    tmpfs(top, "mode=755");
+    for hierarchy in hierarchies.iter().filter(|h| !h.v2 || groups == Groups::Host) {
+        let at = top.join(hierarchy.mount_point.file_name().unwrap());
+        fs::create_dir(&at).unwrap();
+        let kind = if hierarchy.v2 { "cgroup2" } else { "cgroup" };
+        let data = (!hierarchy.v2).then_some(hierarchy.options.as_str());
+        mount(Some(kind), &at, Some(kind), MsFlags::empty(), data)
+            .unwrap_or_else(|e| panic!("cannot mount {hierarchy:?}: {e}"));
+    }
+}

@@ -1,0 +1,392 @@
+//! A simulated unit with one daemon, and what a test says to them.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::program::{self, Program};
+use super::space::{Groups, Space};
+use super::{host, need, wait_until};
+
+/// A file system that is not the one of `/`, as in a product.
+pub const MEMORY: &str = "/dev/shm";
+
+/// Longest time for one command of the unit: its own waits end earlier.
+const COMMAND_LIMIT: Duration = Duration::from_secs(90);
+
+/// Run parameters with which a crash loop ends within a second.
+pub const QUICK: &str = r#"{"runParameters":{"startInterval":"500ms","restartInterval":"100ms"}}"#;
+
+/// The program under test.
+pub fn daemon_program() -> PathBuf {
+    let given = std::env::var_os("SM_UNDER_TEST");
+    given.map_or_else(|| env!("CARGO_BIN_EXE_aos_servicemanager").into(), PathBuf::from)
+}
+
+/// How a unit is set up.
+#[derive(Debug)]
+pub struct Setup {
+    place: &'static str,
+    groups: Groups,
+    flags: Vec<String>,
+    small: Option<(&'static str, u64)>,
+}
+
+impl Setup {
+    /// In memory, with runc, every instance is `active` as soon as it runs.
+    pub fn new() -> Self {
+        let setup = Self { place: MEMORY, groups: Groups::Host, flags: Vec::new(), small: None };
+        let setup = setup.set("startVerdict", "immediate");
+        match need::program("runc") {
+            Ok(runc) => setup.set("runtime", &runc),
+            Err(_) => setup,
+        }
+    }
+
+    /// With crun, which needs to see control groups of version 1 alone.
+    pub fn crun() -> Self {
+        let setup = Self::new().set("runtime", &need::program("crun").unwrap());
+        let has_v1 = host::hierarchies().iter().any(|h| !h.v2);
+        Self { groups: if has_v1 { Groups::V1 } else { Groups::Host }, ..setup }
+    }
+
+    /// On the file system of `/`.
+    pub fn on_plain_disk(self) -> Self {
+        Self { place: "/var/tmp", ..self }
+    }
+
+    /// A member of the daemon's configuration.
+    pub fn set(self, key: &str, value: &str) -> Self {
+        self.flag("--set").flag(&format!("{key}={value}"))
+    }
+
+    /// An argument of the unit.
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// A file system of its own for a directory below the unit's.
+    pub fn small(mut self, directory: &'static str, size_bytes: u64) -> Self {
+        self.small = Some((directory, size_bytes));
+        self
+    }
+
+    /// Starts the unit without the daemon.
+    pub fn start(self) -> Unit {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("aos-test-{}-{number}", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&name).tempdir_in(self.place).unwrap();
+        let space = Space::new(self.groups);
+        if let Some((below, size_bytes)) = self.small {
+            space.mount_small(&dir.path().join(below), size_bytes);
+        }
+        let group = format!("/{name}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aos_unit_sim"));
+        command.arg("--dir").arg(dir.path()).args(["--keep-going", "--quiet"]);
+        command.arg("--set").arg(format!("cgroupParent={group}")).args(&self.flags);
+        let links = space.links();
+        let sim = Program::start(&space, &mut command);
+        let unit = Unit { dir, group, links, sim, daemon: None, cursor: Cell::new(0), space };
+        unit.expect("CM port");
+        unit
+    }
+
+    /// Starts the unit and the daemon, and waits until they know each other.
+    pub fn registered(self) -> Unit {
+        let mut unit = self.start();
+        unit.start_daemon();
+        unit.say("wait registered");
+        unit
+    }
+}
+
+/// A running unit. Whatever is left of it ends with it.
+#[derive(Debug)]
+pub struct Unit {
+    dir: TempDir,
+    /// Parent of the control groups of its instances.
+    group: String,
+    /// Network links that there were before the daemon.
+    links: Vec<String>,
+    sim: Program,
+    daemon: Option<Program>,
+    /// First line of the unit's output that `expect` has not passed.
+    cursor: Cell<usize>,
+    pub space: Space,
+}
+
+impl Unit {
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path("aos_servicemanager.cfg")
+    }
+
+    /// Gives the unit a command and waits until it is done; what was printed meanwhile.
+    pub fn say(&mut self, command: &str) -> Vec<String> {
+        let (lines, result) = self.tell(command);
+        assert!(tag(&result) == "ok", "{result}");
+        lines
+    }
+
+    fn tell(&mut self, command: &str) -> (Vec<String>, String) {
+        let start = self.sim.output.len();
+        self.sim.write(command);
+        let is_result = |line: &str| matches!(tag(line), "ok" | "FAILED");
+        let end = self.sim.output.find(start, COMMAND_LIMIT, is_result);
+        let end = end.unwrap_or_else(|| panic!("{command}: no result"));
+        let mut lines = self.sim.output.from(start);
+        lines.truncate(end - start + 1);
+        let result = lines.pop().unwrap_or_default();
+        (lines, result)
+    }
+
+    /// Waits until the unit prints this text; the line. Text before it is passed.
+    pub fn expect(&self, text: &str) -> String {
+        let at = self.sim.expect(self.cursor.get(), text);
+        self.cursor.set(at + 1);
+        self.sim.output.from(at).swap_remove(0)
+    }
+
+    /// From here on `expect` sees only what is printed later.
+    pub fn look(&self) {
+        self.cursor.set(self.sim.output.len());
+    }
+
+    /// Everything the unit has printed since the last `look` or `expect`.
+    pub fn seen(&self) -> Vec<String> {
+        self.sim.output.from(self.cursor.get())
+    }
+
+    /// The same state again, in a full status of its own: `service/subject/index` and what is
+    /// said of it.
+    pub fn statuses(&mut self) -> Vec<String> {
+        let lines = self.say("status");
+        let details = lines.iter().filter(|line| line.starts_with("    "));
+        details.map(|line| line.trim().to_owned()).collect()
+    }
+
+    /// A service that is busybox with a script.
+    pub fn service(&mut self, id: &str, script: &str, more: &str) {
+        let busybox = need::program("busybox").unwrap();
+        self.say(&format!(
+            "service {id} {busybox} entrypoint=/busybox cmd=sh cmd=-c cmd='{script}' \
+             config='{QUICK}' {more}"
+        ));
+    }
+
+    /// A service that runs until it is stopped, with one instance.
+    pub fn sleeper(&mut self, id: &str) {
+        self.service(id, "exec /busybox sleep 10000", "");
+        self.say(&format!("instance {id}"));
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(daemon_program());
+        command.args(arguments).current_dir(self.dir.path());
+        command
+    }
+
+    pub fn start_daemon(&mut self) {
+        assert!(self.daemon.is_none(), "there is a daemon already");
+        let config = self.config();
+        let mut command = self.command(&["-v", "debug", "-c"]);
+        command.arg(config);
+        self.daemon = Some(Program::start(&self.space, &mut command));
+    }
+
+    /// Runs the program with flags and the unit's configuration to its end.
+    pub fn run_to_end(&self, flags: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = self.command(flags);
+        command.arg("-c").arg(self.config());
+        self.space.inside(|| program::run(&mut command))
+    }
+
+    pub fn daemon(&mut self) -> &mut Program {
+        self.daemon.as_mut().unwrap()
+    }
+
+    /// Waits until the daemon has logged this text.
+    pub fn expect_log(&mut self, text: &str) -> String {
+        let daemon = self.daemon();
+        let at = daemon.expect(0, text);
+        daemon.output.from(at).swap_remove(0)
+    }
+
+    /// SIGTERM, and the orderly end.
+    pub fn stop_daemon(&mut self) {
+        self.daemon().signal(nix::libc::SIGTERM);
+        let status = self.daemon().end();
+        assert_eq!(status.code(), Some(0), "{status}");
+        self.daemon = None;
+    }
+
+    /// SIGKILL.
+    pub fn kill_daemon(&mut self) {
+        assert!(!self.daemon().has_ended(), "the daemon has ended by itself");
+        self.daemon().kill();
+        self.daemon = None;
+    }
+
+    /// The unit's program stops: its ports are open, and nobody reads or answers.
+    pub fn stand_still(&self) {
+        self.sim.signal(nix::libc::SIGSTOP);
+    }
+
+    pub fn go_on(&self) {
+        self.sim.signal(nix::libc::SIGCONT);
+    }
+
+    /// Ids of the instances that have a bundle.
+    pub fn bundles(&self) -> Vec<String> {
+        host::names(&self.path("run/runtime"))
+    }
+
+    /// The runtime configuration of an instance, by `service/subject/index`.
+    fn bundle(&self, instance: &str) -> Option<(String, Value)> {
+        self.bundles().into_iter().find_map(|id| {
+            let file = self.path("run/runtime").join(&id).join("config.json");
+            let config: Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+            let variable = |name: &str| {
+                let variables = config["process"]["env"].as_array()?;
+                let mut values = variables.iter().filter_map(|v| v.as_str()?.strip_prefix(name));
+                values.next().map(str::to_owned)
+            };
+            let ident = [
+                variable("AOS_SERVICE_ID=")?,
+                variable("AOS_SUBJECT_ID=")?,
+                variable("AOS_INSTANCE_INDEX=")?,
+            ];
+            (ident.join("/") == instance).then_some((id, config))
+        })
+    }
+
+    pub fn id_of(&self, instance: &str) -> String {
+        self.bundle(instance).unwrap_or_else(|| panic!("{instance} has no bundle")).0
+    }
+
+    /// Number of the init process of an instance.
+    pub fn pid_of(&self, instance: &str) -> u32 {
+        let file = self.path("run/runtime").join(self.id_of(instance)).join(".pid");
+        let text = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        text.trim().parse().unwrap()
+    }
+
+    /// Processes in the control groups of the instances, by instance id.
+    pub fn groups(&self) -> Vec<(String, BTreeSet<u32>)> {
+        host::groups(&self.group).into_iter().collect()
+    }
+
+    /// A file of an instance's storage, when it is there.
+    pub fn stored(&self, instance: &str, file: &str) -> Option<String> {
+        let storage = self.path("sm/storages").join(instance.replace('/', "_"));
+        fs::read_to_string(storage.join(file)).ok()
+    }
+
+    /// Waits for a file of an instance's storage with this text; all of it.
+    pub fn expect_stored(&self, instance: &str, file: &str, text: &str) -> String {
+        let mut last = None;
+        wait_until(&format!("{text:?} in {file} of {instance}"), || {
+            last = self.stored(instance, file);
+            last.as_deref().is_some_and(|content| content.contains(text))
+        });
+        last.unwrap_or_default()
+    }
+
+    /// The body of an answer over HTTP, asked from the node's side.
+    pub fn get(&self, address: &str, path: &str) -> Option<String> {
+        let address = address.parse().unwrap();
+        let limit = Duration::from_secs(2);
+        let mut stream = self.space.inside(|| TcpStream::connect_timeout(&address, limit)).ok()?;
+        stream.set_read_timeout(Some(limit)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+    }
+
+    /// Directories below the image store, staging ones included.
+    pub fn installed(&self) -> Vec<String> {
+        host::names(&self.path("sm/work/services"))
+    }
+
+    /// Everything that instances have on the host must be gone; links only when there is no
+    /// network any more either.
+    pub fn nothing_left(&self) {
+        if self.daemon.is_some() {
+            // The last output is stored by another thread than the one that reports the end.
+            wait_until("the end of the spools", || host::names(&self.path("run/log")).is_empty());
+        }
+        let groups = self.groups();
+        assert!(groups.is_empty(), "control groups are left: {groups:?}");
+        let run = self.path("run");
+        let below = |point: &String| Path::new(point).starts_with(&run);
+        let mounts: Vec<_> = self.space.mount_points().into_iter().filter(below).collect();
+        assert!(mounts.is_empty(), "mounts are left: {mounts:?}");
+        let namespaces = self.space.network_namespaces();
+        assert!(namespaces.is_empty(), "network namespaces are left: {namespaces:?}");
+        for name in ["runtime", "oci", "log"] {
+            let left = host::tree(&run.join(name));
+            assert!(left.is_empty(), "left in {name}: {left:?}");
+        }
+        // A pair of links ends with its namespace, some time after the namespace was given up.
+        wait_until("the end of the links", || {
+            !self.space.links().iter().any(|link| link.starts_with("ve"))
+        });
+    }
+
+    /// As `nothing_left`, and no bridge either.
+    pub fn no_links_left(&self) {
+        self.nothing_left();
+        assert_eq!(self.space.links(), self.links);
+    }
+
+    /// What a failed test shows.
+    fn dump(&self) {
+        println!("--- the unit in {}", self.dir.path().display());
+        for line in self.sim.output.all() {
+            println!("{line}");
+        }
+        if let Some(daemon) = &self.daemon {
+            println!("--- the daemon, process {}", daemon.pid());
+            for line in daemon.output.all() {
+                println!("{line}");
+            }
+        }
+        println!("--- the host: {:?} {:?}", self.groups(), self.space.links());
+        for path in host::tree(&self.path("run")) {
+            println!("{path}");
+        }
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.dump();
+        }
+        if let Some(daemon) = &mut self.daemon {
+            daemon.kill();
+        }
+        self.sim.kill();
+        host::remove_groups(&self.group);
+    }
+}
+
+/// Who speaks in a line of the unit's output; empty for details.
+fn tag(line: &str) -> &str {
+    line.get(13..19).unwrap_or_default().trim()
+}

@@ -1,0 +1,8 @@
+//! The real daemon with real containers, networks and control groups.
+
+mod crashes;
+mod leaving;
+mod packages;
+mod run;
+mod runtimes;
+mod supervision;

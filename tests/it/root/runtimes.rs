@@ -1,0 +1,128 @@
+//! Runtimes that are missing, fail, or hang.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::common::need::{self, require};
+use crate::common::unit::{Setup, Unit};
+use crate::common::wait_until;
+
+/// A program that stands before the real runtime: it does `instead` for one of its commands.
+fn wrapper(dir: &Path, command: &str, instead: &str) -> PathBuf {
+    let runc = need::program("runc").unwrap();
+    let path = dir.join("runtime.sh");
+    let script = format!(
+        "#!/bin/sh\nfor word in \"$@\"; do\n  [ \"$before\" = --log ] && log=$word\n  \
+         before=$word\n  if [ \"$word\" = {command} ] && [ ! -e {}/good ]; then {instead}; fi\n\
+         done\nexec {runc} \"$@\"\n",
+        dir.display()
+    );
+    fs::File::create(&path).unwrap().write_all(script.as_bytes()).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// A unit whose runtime is a wrapper, and the directory in which a file `good` repairs it.
+fn wrapped(command: &str, instead: &str) -> (Unit, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = wrapper(dir.path(), command, instead);
+    (Setup::new().set("runtime", runtime.to_str().unwrap()).registered(), dir)
+}
+
+#[test]
+fn a_missing_runtime() {
+    require!(root, memory, busybox);
+    let mut unit = Setup::new().set("runtime", "/nonexistent/runc").registered();
+    unit.sleeper("one");
+    unit.say("run");
+    unit.say("wait failed one");
+    let line = unit.expect("one/subject/0 version 1.0.0 failed error: ");
+    assert!(line.contains("/nonexistent/runc"), "{line}");
+    unit.say("config get");
+    unit.say("wait config");
+    unit.nothing_left();
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_runtime_that_fails() {
+    require!(root, memory, runc, busybox);
+    let (mut unit, dir) = wrapped(
+        "create",
+        "echo '{\"level\":\"error\",\"msg\":\"the moon is in the way\"}' >$log; exit 3",
+    );
+    unit.sleeper("one");
+    unit.say("run");
+    unit.expect("the moon is in the way");
+    unit.say("wait failed one");
+    wait_until("the removal of a failed start", || unit.bundles().is_empty());
+    unit.nothing_left();
+
+    fs::File::create(dir.path().join("good")).unwrap();
+    unit.say("run");
+    unit.say("wait active one");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_runtime_that_fails_to_start_what_it_created() {
+    require!(root, memory, runc, busybox);
+    let (mut unit, dir) = wrapped("start", "echo '{\"msg\":\"no start today\"}' >$log; exit 1");
+    unit.sleeper("one");
+    unit.say("run");
+    unit.expect("no start today");
+    unit.say("wait failed one");
+    wait_until("the removal of a failed start", || unit.bundles().is_empty());
+    unit.nothing_left();
+    fs::File::create(dir.path().join("good")).unwrap();
+    unit.say("run");
+    unit.say("wait active one");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_runtime_that_hangs() {
+    require!(root, memory, runc, busybox);
+    // The sleeping child has the output too: only the whole process group ends it.
+    let (mut unit, dir) = wrapped("create", "sleep 10000");
+    let busybox = need::program("busybox").unwrap();
+    let once = r#"config='{"runParameters":{"startBurst":1,"startInterval":"120s"}}'"#;
+    unit.say(&format!("service one {busybox} entrypoint=/busybox cmd=sleep cmd=10000 {once}"));
+    unit.say("instance one");
+    unit.say("run");
+    // Nothing else waits for it.
+    unit.say("config get");
+    unit.say("wait config");
+    unit.say("wait failed one 60s");
+    wait_until("the removal of a failed start", || unit.bundles().is_empty());
+    unit.nothing_left();
+    fs::File::create(dir.path().join("good")).unwrap();
+    // A request makes it try again at once, although its limit is reached.
+    unit.say("run");
+    unit.say("wait active one");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_program_that_does_not_exist() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let busybox = need::program("busybox").unwrap();
+    let config = crate::common::unit::QUICK;
+    unit.say(&format!("service one {busybox} entrypoint=/nonexistent config='{config}'"));
+    unit.say("instance one");
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait failed one");
+    let line = unit.expect("one/subject/0 version 1.0.0 failed error: ");
+    assert!(line.contains("/nonexistent"), "{line}");
+    unit.say("wait active good");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
