@@ -30,6 +30,7 @@ use crate::monitor::meter::Meter;
 use crate::monitor::rules::{PartitionTotal, Totals};
 use crate::ports::{Clock, Now};
 use crate::sys::process;
+use crate::sys::residency::Residency;
 
 /// Capacity of the inbox of the monitor thread.
 pub const INBOX: usize = 64;
@@ -123,11 +124,16 @@ pub fn run(
     let period = period(settings);
     let mut now = clock.now();
     let mut monitor = Monitor::new(settings, Host::open(Path::new("/proc")), Disks::open(), now);
+    // Not a matter of monitoring; this thread is awake regularly and another timer would cost.
+    let mut residency = Residency::default();
     let mut next = now.mono + period;
     loop {
         if next <= now.mono {
             monitor.sample(now, output);
             output.instant(monitor.instant());
+            if let Err(err) = residency.look() {
+                log::debug!("cannot give memory back err={err}");
+            }
             next = following(next, period, now.mono);
         }
         match inbox.recv_timeout(next.saturating_sub(now.mono)) {

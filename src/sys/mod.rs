@@ -18,6 +18,7 @@ pub mod notify;
 pub mod pidfd;
 pub mod process;
 pub mod random;
+pub mod residency;
 pub mod thread;
 pub mod time;
 pub mod tree;
