@@ -109,6 +109,17 @@ pub fn processes_of(argument: &str) -> Vec<u32> {
     numbers.filter(has_it).collect()
 }
 
+/// Children of a process, dead ones that nobody has waited for included.
+pub fn children(parent: u32) -> Vec<u32> {
+    let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+    let is_child = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let behind_name = stat.rsplit(") ").next().unwrap_or_default();
+        behind_name.split(' ').nth(1) == Some(parent.to_string().as_str())
+    };
+    numbers.filter(is_child).collect()
+}
+
 /// Names in a directory; none when it does not exist.
 pub fn names(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };

@@ -114,6 +114,24 @@ fn a_cm_that_stands_still_does_not_hold_up_the_end() {
 }
 
 #[test]
+fn a_download_that_stands_still_does_not_hold_up_the_end() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active good");
+    unit.service("slow", "exit 0", "");
+    unit.say("instance slow");
+    unit.say("fault /service-slow-1.0.0.tar hang");
+    unit.say("run");
+    unit.expect_log("service-slow-1.0.0.tar");
+    unit.say("config get");
+    unit.say("wait config");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
 fn nobody_is_there_at_all() {
     require!(root, memory, runc);
     let mut unit = Setup::new().start();

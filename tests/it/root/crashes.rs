@@ -58,6 +58,71 @@ fn killed_while_installing() {
 }
 
 #[test]
+fn a_package_during_which_the_daemon_dies_twice_is_given_up() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active good");
+    let good = unit.pid_of("good/subject/0");
+    let path = image::write(&unit.path("packages"), "bad.tar", &Package::good().bytes());
+    unit.say(&format!("service bad package={}", path.display()));
+    unit.say("instance bad");
+    unit.say("fault /bad.tar slow=100000");
+    unit.say("run");
+    let work = unit.path("sm/work");
+    let begun = |path: &String| path.contains(".staging-") || path.ends_with(".part");
+    for _ in 0..2 {
+        wait_until("an install", || host::tree(&work).iter().any(begun));
+        unit.kill_daemon();
+        unit.say("wait disconnected");
+        unit.look();
+        // What is left is removed at the start; then it begins again.
+        for left in host::tree(&work).iter().filter(|path| begun(path)) {
+            let path = work.join(left);
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+        unit.start_daemon();
+    }
+    unit.expect("bad/subject/0 version 1.0.0 failed error: cannot install service bad 1.0.0: the");
+    assert_eq!(unit.pid_of("good/subject/0"), good);
+    // A request tries once more.
+    unit.say("fault /bad.tar clear");
+    unit.say("run");
+    unit.say("wait active");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn killed_at_any_moment() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.service("web", "exec /busybox sleep 10000", "");
+    let mut seed = std::process::id();
+    for round in 0..8 {
+        unit.say("instance web count=6");
+        if round % 2 == 1 {
+            unit.say("stop web/*/1 web/*/4");
+        } else {
+            unit.say("run force");
+        }
+        // Somewhere within the work of this request.
+        seed = seed.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+        unit.say(&format!("sleep {}ms", seed / 65_536 % 400));
+        unit.kill_daemon();
+        unit.say("wait disconnected");
+        unit.start_daemon();
+        unit.say("wait registered");
+        unit.say("run");
+        unit.say("wait active");
+        each_runs_once(&unit, if round % 2 == 1 { 4 } else { 6 });
+    }
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
 fn killed_while_starting() {
     require!(root, memory, runc, busybox);
     // A runtime that says where it is and then waits for a while before and after its work.

@@ -108,6 +108,38 @@ fn reset_removes_all_but_the_data_of_instances() {
 }
 
 #[test]
+fn a_record_with_the_number_of_another_process_harms_nobody() {
+    require!(root, memory, runc, busybox);
+    let mut unit = left_behind();
+    let mut foreign = std::process::Command::new("sleep").arg("10000").spawn().unwrap();
+    let pid = foreign.id().to_string();
+    for id in unit.bundles() {
+        let bundle = unit.path("run/runtime").join(&id);
+        let text = std::fs::read_to_string(bundle.join(".pid")).unwrap();
+        let own = text.trim();
+        for name in [".pid", "record.json"] {
+            let text = std::fs::read_to_string(bundle.join(name)).unwrap();
+            assert!(text.contains(own), "{name}: {text}");
+            let file = std::fs::File::create(bundle.join(name));
+            std::io::Write::write_all(&mut file.unwrap(), text.replace(own, &pid).as_bytes())
+                .unwrap();
+        }
+    }
+    unit.start_daemon();
+    unit.say("wait registered");
+    unit.say("run");
+    unit.say("wait active");
+    let groups = unit.groups();
+    assert_eq!(groups.len(), 2, "{groups:?}");
+    assert!(groups.iter().all(|(_, pids)| pids.len() == 1), "{groups:?}");
+    unit.stop_daemon();
+    unit.nothing_left();
+    assert_eq!(foreign.try_wait().unwrap(), None, "the foreign process was ended");
+    foreign.kill().unwrap();
+    foreign.wait().unwrap();
+}
+
+#[test]
 fn left_overs_without_a_record_are_removed_at_start() {
     require!(root, memory, runc, busybox);
     let mut unit = left_behind();

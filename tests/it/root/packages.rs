@@ -102,6 +102,26 @@ fn damaged_packages() {
 }
 
 #[test]
+fn a_server_that_does_not_deliver() {
+    require!(root, memory, runc, busybox);
+    let mut unit = unit_with_a_good_one(Setup::new());
+    let package = Package::good().bytes();
+    offer(&mut unit, "late", &package, |_| {});
+    unit.say("fault /late.tar status=503");
+    is_refused(&mut unit, "late", "503");
+    // Again and again less than the whole of it.
+    unit.say("fault /late.tar break=1000");
+    unit.say("instance late");
+    is_refused(&mut unit, "late", "the connection ended after");
+    unit.say("fault /late.tar clear");
+    unit.say("instance late");
+    unit.say("run");
+    unit.say("wait active late");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
 fn hostile_packages() {
     require!(root, memory, runc, busybox);
     let mut unit = unit_with_a_good_one(Setup::new());

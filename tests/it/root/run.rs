@@ -3,8 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::common::need::require;
+use crate::common::host;
+use crate::common::need::{self, require};
 use crate::common::unit::{Setup, Unit};
+use crate::common::wait_until;
 
 /// Serves its storage.
 const WEB: &str = "exec /busybox httpd -f -p 8080 -h /storage";
@@ -162,6 +164,17 @@ fn an_instance_without_network_storage_and_state() {
 }
 
 #[test]
+fn the_runtime_is_found() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().set("runtime", "").registered();
+    unit.sleeper("one");
+    unit.say("run");
+    unit.say("wait active one");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
 fn a_new_version_keeps_the_id() {
     require!(root, memory, runc, busybox);
     let mut unit = Setup::new().registered();
@@ -196,6 +209,42 @@ fn the_same_request_again_touches_nothing_and_force_restarts() {
     unit.say("run force");
     unit.say("wait active one");
     assert_ne!(unit.pid_of("one/subject/0"), pid);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_secret_comes_from_iam() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let busybox = need::program("busybox").unwrap();
+    let script = "echo $AOS_SECRET. >>/storage/secret; exec /busybox sleep 10000";
+    unit.say(&format!(
+        "service web {busybox} entrypoint=/busybox cmd=sh cmd=-c cmd='{script}' \
+         config='{{\"permissions\":{{\"vis\":{{\"*\":\"rw\"}}}}}}'"
+    ));
+    unit.say("instance web");
+    unit.sleeper("other");
+    unit.say("iam down");
+    unit.say("run");
+    // It waits for IAM; nobody else does.
+    wait_until("the other instance", || unit.groups().iter().any(|(_, pids)| !pids.is_empty()));
+    assert_eq!(unit.stored("web/subject/0", "secret"), None);
+    unit.say("iam up");
+    unit.say("wait active");
+    unit.expect("registered web/subject/0 for vis with secret-");
+    let first = unit.expect_stored("web/subject/0", "secret", "\n");
+    assert!(first.starts_with("secret-"), "{first}");
+    // IAM keeps secrets in memory alone: with another one the instance starts again.
+    unit.say("iam down");
+    unit.say("iam up");
+    wait_until("another secret", || {
+        let all = unit.stored("web/subject/0", "secret").unwrap_or_default();
+        all.lines().count() == 2 && !all.ends_with(&first)
+    });
+    unit.say("stop web");
+    unit.expect("unregistered web/subject/0");
+    unit.say("wait gone web");
     unit.stop_daemon();
     unit.nothing_left();
 }
@@ -236,7 +285,7 @@ fn the_output_of_an_instance_is_delivered() {
     unit.say("run");
     unit.say("wait active web");
     let mut lines = Vec::new();
-    crate::common::wait_until("output in the log", || {
+    wait_until("output in the log", || {
         unit.look();
         unit.say("logs web");
         unit.say("wait logs");
@@ -248,6 +297,41 @@ fn the_output_of_an_instance_is_delivered() {
     unit.nothing_left();
 }
 
+/// What the daemon and the kernel hold for it.
+fn holdings(unit: &mut Unit) -> [usize; 5] {
+    let process = std::path::PathBuf::from(format!("/proc/{}", unit.daemon().pid()));
+    [
+        host::names(&process.join("fd")).len(),
+        host::names(&process.join("task")).len(),
+        unit.space.mount_points().len(),
+        unit.space.links().len(),
+        host::tree(&unit.path("run")).len(),
+    ]
+}
+
+#[test]
+fn starts_and_stops_leave_nothing_behind() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.service("web", "exec /busybox sleep 10000", "");
+    let mut before = None;
+    for _ in 0..4 {
+        unit.say("instance web count=16");
+        unit.say("run");
+        unit.say("wait active");
+        assert_eq!(unit.groups().len(), 16);
+        unit.say("stop");
+        unit.say("wait gone");
+        unit.nothing_left();
+        let children = host::children(unit.daemon().pid());
+        assert!(children.is_empty(), "children are left: {children:?}");
+        // The first round opens what stays open.
+        let now = holdings(&mut unit);
+        assert_eq!(*before.get_or_insert(now), now);
+    }
+    unit.stop_daemon();
+}
+
 #[test]
 fn resources_are_measured() {
     require!(root, memory, runc, busybox);
@@ -256,7 +340,7 @@ fn resources_are_measured() {
     unit.say("run");
     unit.say("wait active one");
     let mut line = String::new();
-    crate::common::wait_until("a figure of the instance", || {
+    wait_until("a figure of the instance", || {
         unit.look();
         unit.say("stats");
         unit.say("wait stats");

@@ -44,6 +44,24 @@ fn an_exit_code_is_reported_with_crun() {
 }
 
 #[test]
+fn other_exit_codes() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    for (code, expect) in [(0, "code 0"), (1, "code 1 (exit code 1)"), (255, "code 255 (exit")] {
+        let id = format!("web{code}");
+        let then = format!("/busybox sleep 0.5; exit {code}");
+        unit.service(&id, &first_time(&then), "");
+        unit.say(&format!("instance {id}"));
+        unit.look();
+        unit.say("run");
+        unit.expect(&format!("{id}/subject/0 version 1.0.0 failed error: exited with {expect}"));
+        unit.say("wait active");
+    }
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
 fn a_signal_is_reported() {
     require!(root, memory, runc, busybox);
     let mut unit = Setup::new().registered();
