@@ -359,11 +359,10 @@ impl<'a> Capture<'a> {
     }
 
     /// A last turn; the spools stay for the next life of the daemon.
+    /// A child of the daemon that has just been made holds all descriptors until it executes its
+    /// program, so a spool can be in use at `Close`; now there are no such children any more.
     fn finish(&mut self, now: Now) {
-        let ids: Vec<InstanceId> = self.with_spool().collect();
-        for id in ids {
-            self.drain(&id, TURN_BYTES, false, now);
-        }
+        self.tick(now);
         self.entries.values_mut().for_each(Entry::sync);
     }
 }

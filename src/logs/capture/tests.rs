@@ -204,6 +204,22 @@ fn close_and_new_start_do_not_race() {
 }
 
 #[test]
+fn spool_that_was_in_use_is_removed_at_the_end() {
+    isolated("spool_that_was_in_use_is_removed_at_the_end", |root| {
+        let bench = Bench::new(settings(root));
+        let mut writer = bench.open();
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        writer.write_all(b"last words\n").unwrap();
+        capture.apply(bench.close(), at(1));
+        assert!(bench.spool().exists(), "its file is open");
+        drop(writer);
+        capture.finish(at(2));
+        assert!(!bench.spool().exists());
+    });
+}
+
+#[test]
 fn automatic_restart_goes_on_in_the_same_store() {
     isolated("automatic_restart_goes_on_in_the_same_store", |root| {
         let bench = Bench::new(settings(root));
