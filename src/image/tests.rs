@@ -113,17 +113,41 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Runs a test in a thread like the one that fetches, with private mounts and a fresh `/tmp` of
-/// this size. `None` = that is not possible here.
+thread_local! {
+    /// Where `scratch` makes directories, if not in the usual place.
+    static PRIVATE: std::cell::RefCell<Option<PathBuf>> = const { std::cell::RefCell::new(None) };
+}
+
+/// A directory that goes with the value; within `in_private_tmp` on its file system.
+fn scratch() -> tempfile::TempDir {
+    match PRIVATE.with_borrow(Clone::clone) {
+        Some(dir) => tempfile::tempdir_in(dir).unwrap(),
+        None => tempfile::tempdir().unwrap(),
+    }
+}
+
+/// A path on the file system of `in_private_tmp`.
+fn private(name: &str) -> PathBuf {
+    PRIVATE.with_borrow(|dir| dir.as_ref().expect("within in_private_tmp").join(name))
+}
+
+/// Runs a test in a thread like the one that fetches, with private mounts; its `scratch` lies on a
+/// file system of this size. `None` = that is not possible here.
 fn in_private_tmp<T: Send + 'static>(
     name: &'static str,
     size_bytes: u64,
     test: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     let thread = sys::thread::spawn(name, move || {
-        let mounted = isolate().and_then(|()| tmpfs(Path::new("/tmp"), Some(size_bytes), 0o1777));
+        let place = tempfile::tempdir().unwrap();
+        let mounted = isolate().and_then(|()| tmpfs(place.path(), Some(size_bytes), 0o1777));
         match mounted {
-            Ok(()) => Some(test()),
+            Ok(()) => {
+                PRIVATE.set(Some(place.path().to_owned()));
+                let result = test();
+                let _ = crate::sys::mount::unmount(place.path());
+                Some(result)
+            }
             Err(error) => {
                 println!("SKIP {name}: no private mounts: {error}");
                 None

@@ -142,7 +142,7 @@ fn hostile_packages() {
     let report = in_private_tmp("hostile", TMP_BYTES, move || {
         fs::create_dir(VICTIM).unwrap();
         sys::fs::write_plain(&Path::new(VICTIM).join("file"), b"precious", 0o640).unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let store = Store::new(dir.path());
         let good = load_good(&data, "good/service.tar.gz");
         let index = fs::read_to_string(data.join("index.json")).unwrap();
@@ -269,7 +269,7 @@ fn good_packages() {
         let index = Object::parse(&index).unwrap();
         let mut trees = BTreeMap::new();
         for name in index.names() {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = scratch();
             let store = Store::new(dir.path());
             let entry = index.object(name).unwrap().unwrap();
             let outcome = attempt(&store, &load_good(&data, name)).unwrap();
@@ -316,7 +316,7 @@ fn check_links(tree: &Path) {
 fn stores_of_the_reference() {
     let Some(stores) = folder("store") else { return };
     for release in ["go-8.0.1", "go-7.2.3"] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let content = fs::File::open(stores.join(release).join("content.tar")).unwrap();
         let mut archive = ::tar::Archive::new(content);
         archive.set_preserve_ownerships(true);

@@ -12,7 +12,7 @@ fn rootfs() -> Vec<u8> {
 
 /// Installs a service package in a store of its own.
 fn install(package: &[u8]) -> (tempfile::TempDir, Store, Result<InstalledService, String>) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::new(dir.path());
     let source = file_source(&dir.path().join("package"), package);
     let result = store.service(source).map(|(row, image)| {
@@ -59,7 +59,7 @@ fn content_of_an_image() {
     let mut image = Image::new(rootfs());
     let (first, second) = (digest_of(b"first"), digest_of(b"second"));
     image.layers = vec![first.clone(), second.clone(), first.clone()];
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::new(dir.path());
     let source = file_source(&dir.path().join("package"), &image.package());
     let (row, loaded) = store.service(source).unwrap();
@@ -158,7 +158,7 @@ fn refused_members() {
 #[test]
 fn limits_of_an_archive() {
     let check = |archive: Archive, expect: Result<(), &str>| {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let store = Store::with(dir.path(), |settings| {
             (settings.max_entries, settings.max_depth) = (5, 3);
         });
@@ -182,7 +182,7 @@ fn limits_of_an_archive() {
 
 #[test]
 fn the_deepest_tree_can_be_removed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::with(dir.path(), |settings| settings.max_depth = 1000);
     let install = |depth: usize| {
         let package = Image::new(Archive::new().deep(depth).bytes()).package();
@@ -236,7 +236,7 @@ fn members_of_a_package() {
 
 #[test]
 fn damage_is_told_apart() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::new(dir.path());
     let package = gzip(&Image::new(rootfs()).package());
     let path = dir.path().join("package");
@@ -278,7 +278,7 @@ fn damage_is_told_apart() {
 
 #[test]
 fn layers() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::new(dir.path());
     let content = Archive::new()
         .dir("./", 0o755)
@@ -311,7 +311,7 @@ fn layers() {
 
 #[test]
 fn loading_checks_cheaply_and_verifying_fully() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::new(dir.path());
     let package = Image::new(rootfs()).package();
     let source = file_source(&dir.path().join("package"), &package);
@@ -342,7 +342,7 @@ fn loading_checks_cheaply_and_verifying_fully() {
 
 #[test]
 fn images_of_the_reference_load() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::new(dir.path());
     let path = dir.path().join("services/1175426968");
     let image = Image::new(rootfs());
@@ -383,7 +383,7 @@ fn images_of_the_reference_load() {
 
 #[test]
 fn only_packages_are_removed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::new(dir.path());
     fs::create_dir_all(dir.path().join("services/1/a")).unwrap();
     fs::create_dir_all(dir.path().join("other/a")).unwrap();

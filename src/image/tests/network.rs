@@ -17,7 +17,7 @@ fn install(
     content: &[u8],
     change: impl FnOnce(&mut PackageSource),
 ) -> (Result<Vec<u8>, String>, bool) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::with(dir.path(), |settings| settings.times = limits());
     let server = Server::start(|_| replies);
     let mut source = announce(server.url(), content);
