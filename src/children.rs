@@ -75,6 +75,7 @@ pub struct Key(pub usize);
 pub struct Ended {
     pub key: Key,
     pub id: InstanceId,
+    pub pid: u32,
     pub exit: Exit,
 }
 
@@ -145,7 +146,7 @@ impl Children {
         let parked = self.take_parked(watch.pid, now);
         if let Some(exit) = parked.filter(|_| pidfd::is_reaped(watch.pidfd.as_fd())) {
             let exit = verdict(exit, watch.oom.as_ref());
-            return Registered::Ended(Ended { key, id: watch.id, exit });
+            return Registered::Ended(Ended { key, pid: watch.pid, id: watch.id, exit });
         }
         self.watches.insert(key, Watched { watch, until: None });
         Registered::Watching(key)
@@ -267,7 +268,7 @@ impl Children {
 
     fn end(&mut self, key: Key, exit: Exit) -> Option<Ended> {
         let watch = self.watches.remove(&key)?.watch;
-        Some(Ended { key, exit: verdict(exit, watch.oom.as_ref()), id: watch.id })
+        Some(Ended { key, exit: verdict(exit, watch.oom.as_ref()), pid: watch.pid, id: watch.id })
     }
 
     /// Kills the commands whose time is over and gives up statuses that did not come.
@@ -483,7 +484,7 @@ mod tests {
                     };
                     ended.is_some()
                 });
-                let expect = Ended { key, id: InstanceId::new("one"), exit: expect };
+                let expect = Ended { key, id: InstanceId::new("one"), pid, exit: expect };
                 assert_eq!(ended, Some(expect), "{script}");
                 assert!(children.watches.is_empty() && children.parked.is_empty());
             };

@@ -261,7 +261,7 @@ fn start_threads(
     let (iam, cm_rx) = start_peers(config, core, &cm_tx, threads)?;
 
     let (monitor, monitor_rx) = bounded::<MonitorCommand>(monitor::INBOX);
-    let output = MonitorOut::new(cm_tx.clone(), core.clone());
+    let output = MonitorOut::new(cm_tx.clone(), cm_rx.clone(), core.clone());
     let (monitor_settings, monitor_clock) = (settings::monitor(config), clock.clone());
     threads.spawn("monitor", move || {
         monitor::run(&monitor_settings, &monitor_rx, &*monitor_clock, &output);
@@ -411,7 +411,7 @@ fn node_config(config: &Config) -> NodeConfigState {
                 let error = file.damage.map(ErrorInfo::text);
                 NodeConfigState {
                     version: file.version,
-                    config: decoded,
+                    config: Arc::new(decoded),
                     error,
                     ..NodeConfigState::default()
                 }

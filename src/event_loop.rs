@@ -414,8 +414,8 @@ impl EventLoop {
 }
 
 fn report(ended: impl IntoIterator<Item = Ended>, core: &Sender<Event>) {
-    for Ended { id, exit, .. } in ended {
-        tell(core, Event::Exited { id, exit });
+    for Ended { id, pid, exit, .. } in ended {
+        tell(core, Event::Exited { id, pid, exit });
     }
 }
 
@@ -507,7 +507,7 @@ mod tests {
 
     fn expect_exit(events: &Receiver<Event>, expect_id: &str, expect: Exit) {
         match events.recv_timeout(PATIENCE).unwrap() {
-            Event::Exited { id, exit } => assert_eq!((id.as_str(), exit), (expect_id, expect)),
+            Event::Exited { id, exit, .. } => assert_eq!((id.as_str(), exit), (expect_id, expect)),
             other => panic!("{other:?}"),
         }
     }
@@ -605,7 +605,7 @@ mod tests {
                 let mut seen = std::collections::BTreeSet::new();
                 for _ in &killers {
                     match events.recv_timeout(PATIENCE).unwrap() {
-                        Event::Exited { id, exit: Exit::Signal(9) } => assert!(seen.insert(id)),
+                        Event::Exited { id, exit: Exit::Signal(9), .. } => assert!(seen.insert(id)),
                         other => panic!("{other:?}"),
                     }
                 }

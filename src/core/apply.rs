@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::Effect;
-use crate::core::inputs::secret_hash;
 use crate::core::instance::{Instance, Phase, Secret, Verdict};
 use crate::core::state::{Orphan, State, Survey};
 use crate::model::command::CmCommand;
@@ -23,32 +22,40 @@ use crate::ports::Now;
 const MAX_REMOVALS: u32 = 4;
 /// Time between them.
 const REMOVAL_PERIOD: Duration = Duration::from_secs(10);
+/// A run request gets its full status after so long even if installs or starts still go on: the CM
+/// gives up after ten minutes, and until then it hears nothing of the others.
+const ROUND_LIMIT: Duration = Duration::from_secs(9 * 60);
+/// What an orderly stop may take; a job that hangs is left to the end of the process.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 impl State {
     /// Takes note of an event.
     pub fn apply(&mut self, now: Now, event: Event) {
         match event {
-            Event::CmConnected { session } => self.cm_connected(session),
+            Event::CmConnected { session } => self.cm_connected(now, session),
             Event::CmLost { session } => self.cm_lost(now, session),
             Event::Cm { session, command } => self.cm_command(now, session, command),
             Event::AlertSent { session } if self.cm.session == Some(session) => self.alerts.sent(),
             Event::AlertSent { .. } | Event::Tick => {}
             Event::Iam(event) => self.iam_event(event),
             Event::Done(done) => self.job_done(now, done),
-            Event::Exited { id, exit } => self.exited(now, &id, exit),
-            Event::NetworksUpdated { failed } => {
+            Event::Exited { id, pid, exit } => self.exited(now, &id, pid, exit),
+            // What could not be set up is tried again, and named, by the start that needs it.
+            Event::NetworksUpdated { .. } => {
                 self.networks_unanswered = self.networks_unanswered.saturating_sub(1);
-                self.network_faults = failed.into_iter().collect();
             }
             Event::Alert(alert) => self.alerts.push(alert),
             Event::NodeConfigStored { session, result } => self.node_config_done(session, result),
             Event::ClockChanged => self.stale_goals = true,
             Event::Ping => self.pong_due = true,
-            Event::Stop => self.stop(),
+            Event::Stop => self.stop(now),
         }
     }
 
-    fn cm_connected(&mut self, session: Session) {
+    fn cm_connected(&mut self, now: Now, session: Session) {
+        if let Some(old) = self.cm.session {
+            self.cm_lost(now, old);
+        }
         self.cm.session = Some(session);
         self.cm.registered = false;
         self.cm.full_status_by = None;
@@ -141,6 +148,9 @@ impl State {
             self.want_instance(desired, request.force_restart);
         }
         self.round = true;
+        if self.cm.registered {
+            self.cm.full_status_by = Some(now.mono + ROUND_LIMIT);
+        }
         self.stale_goals = true;
     }
 
@@ -169,6 +179,8 @@ impl State {
             // A failed instance starts anew, also when it only waits for its next restart.
             let waits = matches!(instance.phase, Phase::Dead | Phase::Cleaning | Phase::Pausing(_));
             instance.restart |= waits || (force_restart && instance.is_present());
+            instance.alerted = false;
+            instance.node_config = None;
             return;
         }
         if self.by_ident.len() >= self.policy.max_instances {
@@ -204,49 +216,7 @@ impl State {
                 self.recheck_adopted_secrets();
             }
             IamEvent::Down => self.iam_up = false,
-            IamEvent::Registered { id, result } => self.registered(&id, result),
-        }
-    }
-
-    /// IAM keeps registrations in memory only: ask again and compare.
-    fn secrets_lost(&mut self) {
-        for instance in self.instances.values_mut() {
-            if let Secret::Known(secret) = &instance.secret {
-                instance.secret = Secret::Adopted { hash: secret_hash(Some(secret)) };
-            }
-        }
-    }
-
-    fn recheck_adopted_secrets(&mut self) {
-        for instance in self.instances.values_mut() {
-            if let Secret::Adopted { hash } = &instance.secret {
-                instance.secret = Secret::Recheck { in_use_hash: hash.clone() };
-            }
-        }
-    }
-
-    fn registered(&mut self, id: &InstanceId, result: Result<Arc<str>, Failure>) {
-        let restart = self.policy.restart_on_secret_change;
-        let Some(instance) = self.instances.get_mut(id) else { return };
-        let Secret::Asked { in_use_hash } = &instance.secret else { return };
-        match result {
-            Ok(secret) => {
-                let changed = !in_use_hash.is_empty() && *in_use_hash != secret_hash(Some(&secret));
-                if changed {
-                    log::warn!("IAM has a new secret instance={id} restart={restart}");
-                    instance.restart |= restart;
-                }
-                instance.registered = true;
-                instance.secret = Secret::Known(secret);
-            }
-            Err(failure) if in_use_hash.is_empty() => {
-                log::error!("cannot register with IAM instance={id} err={failure}");
-                instance.fail(ErrorInfo::text(format!("cannot register with IAM: {failure}")));
-            }
-            Err(failure) => {
-                log::error!("cannot renew the registration with IAM instance={id} err={failure}");
-                instance.secret = Secret::Adopted { hash: in_use_hash.clone() };
-            }
+            IamEvent::Registered { id, ask, result } => self.registered(&id, ask, result),
         }
     }
 
@@ -258,7 +228,9 @@ impl State {
                 self.packages.read(&key, result);
                 self.stale_goals = true;
             }
-            JobDone::Started { id, result } => self.started(now, &id, result),
+            JobDone::Started { id, result, unkillable } => {
+                self.started(now, &id, result, unkillable);
+            }
             JobDone::Stopped { id, scope, outcome } => self.stopped(now, &id, scope, outcome),
             JobDone::Adopted { id, result } => self.adopted(now, &id, result),
             JobDone::Tidied { missing } => {
@@ -266,7 +238,7 @@ impl State {
                 self.packages.forget_missing(&missing, &mut self.changes);
                 self.stale_goals = true;
             }
-            JobDone::Discarded => {}
+            JobDone::Discarded => self.packages.discarded(),
             JobDone::Installed { key, evicted, result } => {
                 self.packages.installed(&key, &evicted, result, now.wall_ms, &mut self.changes);
                 self.stale_goals = true;
@@ -290,30 +262,36 @@ impl State {
             match (self.instances.get_mut(&id), record) {
                 (Some(instance), Some(record)) => instance.phase = Phase::Found(Box::new(record)),
                 (Some(instance), None) => instance.phase = Phase::Grace(Duration::ZERO),
-                (None, _) => {
+                (None, record) => {
+                    if let Some(record) = record.filter(|r| !r.secret_hash.is_empty()) {
+                        self.unregister.push((id.clone(), record.ident));
+                    }
                     self.orphans.insert(id, Orphan::default());
                 }
             }
         }
     }
 
-    fn started(&mut self, now: Now, id: &InstanceId, result: Result<Started, Failure>) {
+    fn started(
+        &mut self,
+        now: Now,
+        id: &InstanceId,
+        result: Result<Started, Failure>,
+        unkillable: bool,
+    ) {
         self.exec_ended();
         let Some(instance) = self.instances.get_mut(id) else { return };
         let early_exit = instance.early_exit.take();
         match result {
-            Ok(started) => {
-                log::info!(
-                    "started instance={id} ident={} pid={}",
-                    instance.desired.ident,
-                    started.pid
-                );
+            Ok(Started { pid }) => {
+                log::info!("started instance={id} ident={} pid={pid}", instance.desired.ident);
                 instance.phase = Phase::Running;
                 instance.failed_removals = 0;
                 instance.running_since = now.mono;
-                self.lives.push(Effect::ContainerStarted { id: id.clone(), pid: started.pid });
-                if let Some(exit) = early_exit {
-                    self.exited(now, id, exit);
+                instance.pid = pid;
+                self.lives.push(Effect::ContainerStarted { id: id.clone(), pid });
+                if let Some((pid, exit)) = early_exit {
+                    self.exited(now, id, pid, exit);
                 }
             }
             Err(failure) => {
@@ -321,9 +299,12 @@ impl State {
                     "cannot start instance={id} ident={} err={failure}",
                     instance.desired.ident
                 );
-                let exit_code = early_exit.map_or(0, Exit::code);
+                let exit_code = early_exit.map_or(0, |(_, exit)| exit.code());
                 instance.fault = Some(ErrorInfo { exit_code, ..ErrorInfo::text(failure.message) });
                 instance.note_exit();
+                if unkillable {
+                    return instance.quarantine();
+                }
                 if instance.phase == Phase::Starting(StartKind::Fresh) {
                     // The job has undone all of it.
                     instance.next_start = StartKind::Fresh;
@@ -336,35 +317,37 @@ impl State {
     fn adopted(&mut self, now: Now, id: &InstanceId, result: Result<Started, Failure>) {
         self.exec_ended();
         let Some(instance) = self.instances.get_mut(id) else { return };
+        let early_exit = instance.early_exit.take();
         match result {
-            Ok(started) => {
-                log::info!(
-                    "adopted instance={id} ident={} pid={}",
-                    instance.desired.ident,
-                    started.pid
-                );
+            Ok(Started { pid }) => {
+                log::info!("adopted instance={id} ident={} pid={pid}", instance.desired.ident);
                 instance.phase = Phase::Running;
+                instance.next_start = StartKind::Again;
                 instance.verdict = Verdict::Given;
-                if let Some(exit) = instance.early_exit.take() {
-                    self.exited(now, id, exit);
+                instance.pid = pid;
+                if let Some((pid, exit)) = early_exit {
+                    self.exited(now, id, pid, exit);
                 }
             }
             Err(failure) => {
                 log::warn!("not adopted, will be started anew instance={id} err={failure}");
-                instance.early_exit = None;
                 instance.phase = Phase::Grace(Duration::ZERO);
             }
         }
     }
 
-    fn exited(&mut self, now: Now, id: &InstanceId, exit: Exit) {
+    fn exited(&mut self, now: Now, id: &InstanceId, pid: u32, exit: Exit) {
         let Some(instance) = self.instances.get_mut(id) else { return };
-        if !matches!(instance.phase, Phase::Starting(_) | Phase::Adopting) {
-            let was_asked = instance.phase != Phase::Running;
-            self.lives.push(Effect::ContainerEnded { id: id.clone(), exit, was_asked });
+        if instance.pid != pid {
+            if matches!(instance.phase, Phase::Starting(_) | Phase::Adopting) {
+                instance.early_exit = Some((pid, exit));
+            }
+            return;
         }
+        instance.pid = 0;
+        let was_asked = instance.phase != Phase::Running;
+        self.lives.push(Effect::ContainerEnded { id: id.clone(), exit, was_asked });
         match instance.phase {
-            Phase::Starting(_) | Phase::Adopting => instance.early_exit = Some(exit),
             Phase::Grace(_) => instance.phase = Phase::Grace(Duration::ZERO),
             Phase::Running => {
                 let up = now.mono.saturating_sub(instance.running_since);
@@ -379,6 +362,7 @@ impl State {
                 instance.note_exit();
                 instance.phase = Phase::Dead;
             }
+            // A container that was killed by a job, or is removed already.
             _ => {}
         }
     }
@@ -388,17 +372,11 @@ impl State {
         for error in &outcome.errors {
             log::error!("clean-up instance={id} err={error}");
         }
-        if outcome.unkillable {
-            log::error!("processes cannot be killed, the instance is given up instance={id}");
-        }
         let Some(instance) = self.instances.get_mut(id) else {
             return self.orphan_removed(now, id, &outcome);
         };
         if outcome.unkillable {
-            instance.phase = Phase::Quarantined;
-            instance.fault =
-                Some(ErrorInfo::text("unkillable: its processes do not end after SIGKILL"));
-            return;
+            return instance.quarantine();
         }
         match scope {
             StopScope::Container => {
@@ -442,7 +420,7 @@ impl State {
                 if let Some(config) = candidate {
                     log::info!("node configuration set version={}", config.version);
                     self.node_config.version = config.version.clone();
-                    self.node_config.config = config;
+                    self.node_config.config = Arc::new(config);
                     self.node_config.error = None;
                     self.node_rules_due = true;
                     self.stale_goals = true;
@@ -460,13 +438,17 @@ impl State {
         ));
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self, now: Now) {
         if self.stopping {
             return;
         }
+        self.stop_by = Some(now.mono + self.policy.stop_timeout + STOP_LIMIT);
         log::info!("stopping keep_instances={}", self.policy.keep_instances_on_exit);
         self.stopping = true;
         self.packages.interrupt(&mut self.changes);
+        if self.cloud.online {
+            self.store_offline(now);
+        }
         if self.survey == Survey::Due {
             self.survey = Survey::Done;
         }
@@ -476,13 +458,21 @@ impl State {
 
 impl Instance {
     /// A series of attempts has failed for good; nothing of it is left.
-    fn fail(&mut self, error: ErrorInfo) {
+    pub(crate) fn fail(&mut self, error: ErrorInfo) {
         self.fault = Some(error);
         self.retry = false;
+        self.registered = false;
         self.secret = Secret::None;
-        if self.phase == Phase::Absent {
+        if matches!(self.phase, Phase::Absent | Phase::Pausing(_)) {
             self.phase = Phase::Failed;
         }
+    }
+
+    /// Nothing is removed or started where processes survive SIGKILL.
+    fn quarantine(&mut self) {
+        log::error!("processes cannot be killed, the instance is given up instance={}", self.id);
+        self.phase = Phase::Quarantined;
+        self.fault = Some(ErrorInfo::text("unkillable: its processes do not end after SIGKILL"));
     }
 
     fn note_exit(&mut self) {
@@ -503,6 +493,7 @@ impl Instance {
         self.give_up = false;
         self.next_start = StartKind::Fresh;
         self.inputs = None;
+        self.node_config = None;
         self.running_digest.clear();
         self.restart = false;
         self.registered = false;
@@ -519,9 +510,5 @@ impl Instance {
         self.limiter = record.limiter;
         self.restarts = record.restarts;
         self.running_since = Duration::from_nanos(record.started_at_ns);
-        if !record.secret_hash.is_empty() {
-            self.registered = true;
-            self.secret = Secret::Adopted { hash: record.secret_hash.clone() };
-        }
     }
 }

@@ -19,8 +19,8 @@ use crate::core::limiter::RunRules;
 use crate::model::desired::DesiredInstance;
 use crate::model::event::Exit;
 use crate::model::id::InstanceId;
-use crate::model::job::{LimiterState, Record, StartKind};
-use crate::model::node::{Device, Resource};
+use crate::model::job::{LimiterState, Permissions, Record, StartKind};
+use crate::model::node::{Device, NodeConfig, Resource};
 use crate::model::service::{InstalledService, ServiceImage};
 use crate::model::status::{ErrorInfo, RunState};
 
@@ -66,6 +66,13 @@ pub enum Goal {
     Gone,
 }
 
+impl Goal {
+    /// What runs may go on although it is not what is wanted.
+    pub fn keeps(&self) -> bool {
+        matches!(self, Self::Wait | Self::Blocked { keep: true, .. })
+    }
+}
+
 /// Everything one start is made from, resolved.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Inputs {
@@ -85,8 +92,11 @@ pub struct Inputs {
 pub enum Secret {
     /// Not asked for yet, or not needed.
     None,
-    /// Asked; the value in use, if the container already has one, by its hash.
+    /// Asked with this number at that time (CLOCK_MONOTONIC); the value in use, if the container
+    /// already has one, by its hash.
     Asked {
+        ask: u64,
+        since: Duration,
         in_use_hash: String,
     },
     /// To be asked again, to compare with the one in use.
@@ -128,6 +138,13 @@ pub struct Instance {
     pub wanted: bool,
     pub phase: Phase,
     pub goal: Goal,
+    /// While what was found waits for another version: whether it can run on as it is.
+    pub stay: Goal,
+    /// The node configuration that it runs with; a newer one counts from the next request or start
+    /// on. `None` = the newest.
+    pub node_config: Option<Arc<NodeConfig>>,
+    /// The CM knows that a device was refused.
+    pub alerted: bool,
     /// Version of the service that the goal is about; empty when unknown.
     pub goal_version: Arc<str>,
     /// Inputs of what runs or is being started.
@@ -149,12 +166,16 @@ pub struct Instance {
     pub restarts: u64,
     /// Start of the running container, CLOCK_MONOTONIC.
     pub running_since: Duration,
-    /// The end of a container whose start job has not answered yet.
-    pub early_exit: Option<Exit>,
+    /// Init of the newest container whose end is not known yet; 0 = none.
+    pub pid: u32,
+    /// The end of a container whose start job has not answered yet, with its pid.
+    pub early_exit: Option<(u32, Exit)>,
     pub verdict: Verdict,
     pub secret: Secret,
-    /// IAM knows the instance.
+    /// IAM knows the instance, or may: it was asked.
     pub registered: bool,
+    /// With what IAM was asked.
+    pub permissions: Option<Arc<Permissions>>,
     /// The monitor watches it.
     pub monitored: bool,
     pub reported: Option<Reported>,
@@ -170,6 +191,9 @@ impl Instance {
             wanted: true,
             phase: Phase::Absent,
             goal: Goal::Wait,
+            stay: Goal::Wait,
+            node_config: None,
+            alerted: false,
             goal_version: Arc::from(""),
             inputs: None,
             running_digest: String::new(),
@@ -182,10 +206,12 @@ impl Instance {
             limiter: LimiterState::default(),
             restarts: 0,
             running_since: Duration::ZERO,
+            pid: 0,
             early_exit: None,
             verdict: Verdict::Given,
             secret: Secret::None,
             registered: false,
+            permissions: None,
             monitored: false,
             reported: None,
             report_after: Duration::ZERO,
@@ -205,9 +231,23 @@ impl Instance {
         !matches!(self.phase, Phase::Absent | Phase::Failed)
     }
 
-    /// Its end, or everything of it, is on the way out.
-    pub fn is_leaving(&self) -> bool {
-        matches!(self.phase, Phase::Stopping | Phase::Grace(_))
+    /// It must be gone before anything else may start: it holds addresses and devices.
+    pub fn is_in_the_way(&self) -> bool {
+        match self.phase {
+            Phase::Absent | Phase::Failed | Phase::Residue(_) | Phase::Quarantined => false,
+            Phase::Stopping | Phase::Grace(_) => true,
+            Phase::Found(_) if self.goal.keeps() => self.stay != Goal::Wait,
+            _ => self.is_unfit(),
+        }
+    }
+
+    /// What runs of it, or waits to run again, must go.
+    pub fn is_unfit(&self) -> bool {
+        match &self.goal {
+            Goal::Gone | Goal::Blocked { keep: false, .. } => true,
+            Goal::Wait | Goal::Blocked { keep: true, .. } => false,
+            Goal::Run(inputs) => self.restart || inputs.digest != self.running_digest,
+        }
     }
 
     /// State and error for the CM.
@@ -231,6 +271,7 @@ impl Instance {
     /// Nothing that concerns the verdict of a run request is on its way.
     pub fn is_settled(&self) -> bool {
         match (&self.goal, &self.phase) {
+            (_, Phase::Found(_)) => false,
             (Goal::Gone, phase) => {
                 matches!(
                     phase,

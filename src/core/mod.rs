@@ -16,6 +16,7 @@ pub mod apply;
 pub mod goal;
 pub mod plan;
 pub mod report;
+pub mod secrets;
 pub mod env;
 pub mod alerts;
 pub mod node_config;
@@ -105,6 +106,10 @@ pub struct MonitorTarget {
 pub trait Perform {
     /// Returns what came of the work that was done at once (the node configuration).
     fn perform(&mut self, effects: Vec<Effect>) -> Vec<Event>;
+
+    /// When `perform` wants to be called again, CLOCK_MONOTONIC: something waits for a place in a
+    /// queue, or for a disk that can be written again.
+    fn next_deadline(&self) -> Option<Duration>;
 }
 
 /// The loop. Returns when a stop was asked for and nothing is in flight any more.
@@ -122,7 +127,8 @@ pub fn run(inbox: &Receiver<Event>, clock: &dyn Clock, mut state: State, mut wor
         if state.is_drained() {
             return;
         }
-        let event = match state.next_deadline() {
+        let deadlines = [state.next_deadline(), world.next_deadline()];
+        let event = match deadlines.into_iter().flatten().min() {
             None => inbox.recv().unwrap_or(Event::Stop),
             Some(at) => {
                 let wait = at.saturating_sub(clock.now().mono).max(Duration::from_millis(1));

@@ -1,6 +1,7 @@
 //! The node configuration in force, its answers to the CM, and what instances get from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::model::node::{Device, NodeConfig, Resource};
 use crate::model::service::ServiceImage;
@@ -16,7 +17,7 @@ pub struct NodeConfigState {
     pub version: String,
     /// The stored file cannot be used.
     pub error: Option<ErrorInfo>,
-    pub config: NodeConfig,
+    pub config: Arc<NodeConfig>,
     /// A check or set is being carried out; later requests wait.
     pub busy: bool,
     /// What is being set.
@@ -28,7 +29,7 @@ impl Default for NodeConfigState {
         Self {
             version: NO_VERSION.to_owned(),
             error: None,
-            config: NodeConfig::default(),
+            config: Arc::default(),
             busy: false,
             candidate: None,
         }
@@ -54,6 +55,24 @@ pub struct Allocation {
     users: BTreeMap<String, u64>,
 }
 
+impl Allocation {
+    /// Counts an instance as a user of devices.
+    pub fn hold(&mut self, devices: &[(Device, String)]) {
+        let names: BTreeSet<&str> = devices.iter().map(|(d, _)| d.name.as_str()).collect();
+        for name in names {
+            *self.users.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+}
+
+impl NodeConfig {
+    /// Does the service ask for a device that not everybody can have?
+    pub(crate) fn has_limited_device(&self, image: &ServiceImage) -> bool {
+        let asked = |name: &str| image.service.devices.iter().any(|d| d.name == name);
+        self.devices.iter().any(|d| d.shared_count != 0 && asked(&d.name))
+    }
+}
+
 /// Devices with the access asked for, and resources.
 pub type Granted = (Vec<(Device, String)>, Vec<Resource>);
 
@@ -61,12 +80,14 @@ impl NodeConfigState {
     /// Allocates what a service asks for, all or nothing. `Err` names the device for the alert.
     pub fn grant(
         &self,
+        config: &NodeConfig,
         image: &ServiceImage,
         allocation: &mut Allocation,
     ) -> Result<Granted, (Option<String>, Error)> {
         let mut devices = Vec::new();
         for asked in &image.service.devices {
-            let device = self.device(&asked.name).map_err(|e| (Some(asked.name.clone()), e))?;
+            let device =
+                self.device(config, &asked.name).map_err(|e| (Some(asked.name.clone()), e))?;
             let users = allocation.users.get(&device.name).copied().unwrap_or(0);
             let taken_twice = devices.iter().any(|(d, _): &(Device, String)| d.name == device.name);
             if !taken_twice && device.shared_count != 0 && users >= device.shared_count {
@@ -75,24 +96,19 @@ impl NodeConfigState {
             devices.push((device.clone(), asked.permissions.clone()));
         }
         let find = |name: &String| {
-            let found = self.config.resources.iter().find(|r| r.name == *name);
+            let found = config.resources.iter().find(|r| r.name == *name);
             found.cloned().ok_or_else(|| (None, Error::NoSuchResource(name.clone())))
         };
         let resources = image.service.resources.iter().map(find).collect::<Result<Vec<_>, _>>()?;
-        let mut names: Vec<&str> = devices.iter().map(|(d, _)| d.name.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        for name in names {
-            *allocation.users.entry(name.to_owned()).or_default() += 1;
-        }
+        allocation.hold(&devices);
         Ok((devices, resources))
     }
 
-    fn device(&self, name: &str) -> Result<&Device, Error> {
+    fn device<'a>(&self, config: &'a NodeConfig, name: &str) -> Result<&'a Device, Error> {
         if let Some(error) = &self.error {
             return Err(Error::Config(error.message.clone()));
         }
-        let found = self.config.devices.iter().find(|d| d.name == name);
+        let found = config.devices.iter().find(|d| d.name == name);
         found.ok_or_else(|| Error::NoSuchDevice(name.to_owned()))
     }
 }

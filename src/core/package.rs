@@ -71,6 +71,8 @@ pub struct Packages {
     installing: Option<PackageKey>,
     removing: Option<PackageKey>,
     discard: Vec<PathBuf>,
+    /// A job removes one of them.
+    discarding: bool,
     /// What the running install may evict: not to be relied on until it has ended.
     at_risk: BTreeSet<PackageKey>,
 }
@@ -97,6 +99,7 @@ impl Packages {
             installing: None,
             removing: None,
             discard: Vec::new(),
+            discarding: false,
             at_risk: BTreeSet::new(),
         }
     }
@@ -123,7 +126,9 @@ impl Packages {
             if self.is_installed(&key) {
                 continue;
             }
-            let wanted = Wanted { package, attempts_begun: 0, last_error: String::new() };
+            // What is being installed may still crash the daemon.
+            let attempts_begun = u32::from(self.installing.as_ref() == Some(&key));
+            let wanted = Wanted { package, attempts_begun, last_error: String::new() };
             changes.push(Change::PutWanted(wanted.clone()));
             pending.insert(key, Pending { wanted, order, failure: None });
         }
@@ -195,6 +200,19 @@ impl Packages {
         newest.map_or(Lookup::Unknown, |(_, lookup)| lookup)
     }
 
+    /// A version that is on this host to stay, wanted or not.
+    pub fn installed_service(&self, key: &ServiceKey) -> Option<&Service> {
+        let service = self.services.get(key)?;
+        let package = PackageKey::Service(key.clone());
+        self.is_installed(&package).then_some(service)
+    }
+
+    /// Everything that is installed.
+    pub fn keys(&self) -> BTreeSet<PackageKey> {
+        let services = self.services.keys().cloned().map(PackageKey::Service);
+        services.chain(self.layers.keys().cloned().map(PackageKey::Layer)).collect()
+    }
+
     /// Layers are looked up by digest, unused ones as well.
     pub fn layer(&self, digest: &Digest) -> LayerLookup<'_> {
         let key = PackageKey::Layer(digest.clone());
@@ -240,9 +258,27 @@ impl Packages {
         }
     }
 
-    /// Directories of images without a row, to be removed.
-    pub fn take_discarded(&mut self) -> Vec<PathBuf> {
-        std::mem::take(&mut self.discard)
+    /// The next directory without a row that is to be removed; one at a time.
+    pub fn next_discard(&mut self) -> Option<PathBuf> {
+        if self.discarding || self.installing.is_some() {
+            return None;
+        }
+        let path = self.discard.pop()?;
+        self.discarding = true;
+        Some(path)
+    }
+
+    /// The removal of a directory has ended.
+    pub fn discarded(&mut self) {
+        self.discarding = false;
+    }
+
+    /// Nothing that an install or a removal could collide with is going on.
+    fn is_idle(&self) -> bool {
+        self.installing.is_none()
+            && self.removing.is_none()
+            && !self.discarding
+            && self.discard.is_empty()
     }
 
     /// Rows whose directory does not exist: the daemon ended between an eviction and its record.
@@ -277,7 +313,7 @@ impl Packages {
         in_use: &BTreeSet<PackageKey>,
         changes: &mut Vec<Change>,
     ) -> Option<InstallPlan> {
-        if self.installing.is_some() || self.removing.is_some() {
+        if !self.is_idle() {
             return None;
         }
         let open = self.pending.iter_mut().filter(|(_, p)| p.failure.is_none());
@@ -401,7 +437,7 @@ impl Packages {
         layer_ttl: Duration,
         now_ms: i64,
     ) -> Removal {
-        if self.installing.is_some() || self.removing.is_some() {
+        if !self.is_idle() {
             return Removal::None;
         }
         let mut next = None;

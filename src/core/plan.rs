@@ -9,9 +9,8 @@ use std::time::Duration;
 use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::limiter;
 use crate::core::package::Removal;
-use crate::core::state::{StartVerdict, State, Survey};
-use crate::core::{Effect, MonitorTarget, inputs, stop_signal};
-use crate::model::event::IamCommand;
+use crate::core::state::{ONLINE_STORE_PERIOD, StartVerdict, State, Survey};
+use crate::core::{Effect, MonitorTarget, stop_signal};
 use crate::model::id::{InstanceId, PackageKey};
 use crate::model::job::{
     AdoptPlan, ExecJob, FetchJob, LimiterState, Record, StartKind, StartPlan, StopPlan, StopScope,
@@ -34,8 +33,13 @@ impl State {
         let mut effects = Vec::new();
         self.plan_host(&mut effects);
         self.plan_times(now);
+        if self.reads_left && self.exec_jobs < self.policy.max_exec_jobs {
+            self.reads_left = false;
+            self.stale_goals = true;
+        }
         if self.stale_goals {
             self.offline_deadline = None;
+            self.online_matters = false;
             self.work_out_goals(now, &mut effects);
         }
         if let Some(at) = self.offline_deadline {
@@ -74,9 +78,6 @@ impl State {
             effects.push(Effect::NodeRules(self.node_config.config.alert_rules.clone()));
         }
         effects.append(&mut self.lives);
-        for (id, ident) in std::mem::take(&mut self.unregister) {
-            effects.push(Effect::Iam(IamCommand::Unregister { id, ident }));
-        }
     }
 
     /// Variables that expire, offline time that passes.
@@ -89,16 +90,28 @@ impl State {
             self.wake_at_wall(now, at_ms + 1);
         }
         if self.offline_deadline.is_some_and(|at| now.boot >= at) {
+            self.store_offline(now);
             self.stale_goals = true;
         }
-        if !self.cloud.online && self.offline_deadline.is_some() {
-            let due = self.cloud.stored_at + OFFLINE_STORE_PERIOD;
-            if now.boot >= due {
-                self.store_offline(now);
-            }
-            let due = self.cloud.stored_at + OFFLINE_STORE_PERIOD;
-            self.wake(now.mono + due.saturating_sub(now.boot));
+        self.plan_contact(now);
+        if let Some(by) = self.stop_by.filter(|_| !self.overdue) {
+            self.overdue = now.mono >= by;
+            self.wake(by);
         }
+    }
+
+    /// Writes how long the cloud has been away, or that it is there, now and then.
+    fn plan_contact(&mut self, now: Now) {
+        let period = match (self.cloud.online, self.offline_deadline) {
+            (true, _) if self.online_matters => ONLINE_STORE_PERIOD,
+            (false, Some(_)) => OFFLINE_STORE_PERIOD,
+            _ => return,
+        };
+        if now.boot >= self.cloud.stored_at + period {
+            self.store_offline(now);
+        }
+        let due = self.cloud.stored_at + period;
+        self.wake(now.mono + due.saturating_sub(now.boot));
     }
 
     fn wake_at_wall(&mut self, now: Now, at_ms: i64) {
@@ -128,7 +141,7 @@ impl State {
         if self.stopping || !self.tidied {
             return;
         }
-        for path in self.packages.take_discarded() {
+        if let Some(path) = self.packages.next_discard() {
             effects.push(Effect::Fetch(FetchJob::Discard { path }));
         }
         let in_use = self.packages_in_use();
@@ -149,6 +162,11 @@ impl State {
 
     /// What a running, starting or wanted instance is made from; never evicted.
     fn packages_in_use(&self) -> BTreeSet<PackageKey> {
+        let undecided = |i: &Instance| matches!(i.phase, Phase::Found(_));
+        if self.survey != Survey::Done || self.instances.values().any(undecided) {
+            // Nobody knows yet what runs.
+            return self.packages.keys();
+        }
         let mut used = BTreeSet::new();
         let mut add = |inputs: &Inputs| {
             used.insert(PackageKey::Service(inputs.service.key.clone()));
@@ -170,11 +188,13 @@ impl State {
         }
         self.plan_orphans(now, effects);
         self.plan_kept_networks(effects);
-        for id in &order {
-            self.plan_starting(now, id, effects);
-            self.plan_secret(id, effects);
-        }
+        self.plan_removals(effects);
         self.instances.retain(|_, i| i.wanted || i.is_present() || i.failed_removals > 0);
+        let clear = self.leftovers_tried() && !self.instances.values().any(Instance::is_in_the_way);
+        for id in &order {
+            self.plan_starting(now, id, clear, effects);
+            self.plan_secret(now, id, effects);
+        }
         self.unwatch_ended(effects);
     }
 
@@ -193,6 +213,9 @@ impl State {
     }
 
     fn plan_orphans(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.leaves_all_running() {
+            return;
+        }
         let mut next = None;
         for (id, orphan) in self.orphans.iter_mut().filter(|(_, o)| !o.removing) {
             if now.mono < orphan.after {
@@ -209,6 +232,11 @@ impl State {
         }
     }
 
+    /// The daemon ends and the instances go on: nothing is begun any more.
+    fn leaves_all_running(&self) -> bool {
+        self.stopping && self.policy.keep_instances_on_exit
+    }
+
     /// Leftovers are removed before anything starts, once.
     fn leftovers_tried(&self) -> bool {
         self.orphans.values().all(|orphan| orphan.failed_removals > 0)
@@ -217,18 +245,13 @@ impl State {
     /// Stops, clean-ups, adoption and verdicts: everything but starts.
     fn plan_leaving(&mut self, now: Now, id: &InstanceId, effects: &mut Vec<Effect>) {
         let room = self.exec_jobs < self.policy.max_exec_jobs;
+        if self.leaves_all_running() {
+            return;
+        }
         let Some(instance) = self.instances.get_mut(id) else { return };
         let unfit = instance.is_unfit();
         match instance.phase.clone() {
-            Phase::Found(record) => match &instance.goal {
-                _ if !room => {}
-                Goal::Run(inputs) if inputs.digest == record.inputs_digest => {
-                    let inputs = inputs.clone();
-                    self.adopt(id, &record, inputs, effects);
-                }
-                Goal::Wait | Goal::Blocked { keep: true, .. } => {}
-                _ => self.stop_everything(id, effects),
-            },
+            Phase::Found(record) if room => self.plan_found(id, &record, effects),
             Phase::Running if unfit => self.begin_stop(now, id, effects),
             Phase::Running => self.plan_verdict(now, id),
             Phase::Grace(until) if now.mono < until => self.wake(until),
@@ -252,6 +275,21 @@ impl State {
                 instance.phase = Phase::Absent;
             }
             _ => {}
+        }
+    }
+
+    /// What an earlier life left is adopted if it is what is wanted, or if it can run on until that
+    /// is there; otherwise it goes.
+    fn plan_found(&mut self, id: &InstanceId, record: &Record, effects: &mut Vec<Effect>) {
+        let Some(instance) = self.instances.get(id) else { return };
+        let goal = if instance.goal.keeps() { &instance.stay } else { &instance.goal };
+        match goal {
+            Goal::Run(inputs) if inputs.digest == record.inputs_digest => {
+                let inputs = inputs.clone();
+                self.adopt(id, record, inputs, effects);
+            }
+            Goal::Wait => {}
+            _ => self.stop_everything(id, effects),
         }
     }
 
@@ -295,6 +333,8 @@ impl State {
         let Some(instance) = self.instances.get_mut(id) else { return };
         instance.phase = Phase::Adopting;
         instance.resume(record);
+        let permissions = inputs.image.service.permissions.clone().map(std::sync::Arc::new);
+        instance.resume_secret(record, permissions);
         instance.running_digest = inputs.digest.clone();
         instance.inputs = Some(inputs.clone());
         let plan = instance.start_plan(&inputs, StartKind::Fresh, 0);
@@ -328,7 +368,8 @@ impl State {
             Verdict::TooOften if stable => instance.verdict = Verdict::Given,
             _ => {}
         }
-        let held_until = match instance.verdict {
+        let instance_verdict = instance.verdict;
+        let held_until = match instance_verdict {
             Verdict::Held { since, .. } => Some(since + hold),
             _ => None,
         };
@@ -336,7 +377,8 @@ impl State {
         if stable && unproved {
             self.packages.confirm(&inputs.service.key, &mut self.changes);
         }
-        if running && !stable && (unproved || held_until.is_some()) {
+        let failed_until_stable = instance_verdict == Verdict::TooOften;
+        if running && !stable && (unproved || held_until.is_some() || failed_until_stable) {
             self.wake(stable_at);
         }
         if let Some(at) = held_until {
@@ -345,7 +387,7 @@ impl State {
     }
 
     /// Starts what is to start, as far as everything it needs is there.
-    fn plan_starting(&mut self, now: Now, id: &InstanceId, effects: &mut Vec<Effect>) {
+    fn plan_starting(&mut self, now: Now, id: &InstanceId, clear: bool, effects: &mut Vec<Effect>) {
         if self.stopping
             || self.survey != Survey::Done
             || self.exec_jobs >= self.policy.max_exec_jobs
@@ -353,27 +395,35 @@ impl State {
             return;
         }
         let Some(instance) = self.instances.get(id) else { return };
-        let Goal::Run(inputs) = instance.goal.clone() else { return };
+        let inputs = match &instance.goal {
+            Goal::Run(inputs) => inputs.clone(),
+            // The old version is kept alive until the new one is there.
+            goal if goal.keeps() && instance.next_start == StartKind::Again => {
+                let Some(inputs) = &instance.inputs else { return };
+                inputs.clone()
+            }
+            _ => return,
+        };
         match instance.phase {
             Phase::Absent => {}
             Phase::Pausing(until) if now.mono >= until => {}
             Phase::Pausing(until) => return self.wake(until),
             _ => return,
         }
-        if instance.next_start == StartKind::Fresh && !self.may_start_fresh(id, &inputs) {
+        if instance.next_start == StartKind::Fresh && !(clear && self.may_start_fresh(id, &inputs))
+        {
             return;
         }
         self.start(now, id, inputs, effects);
     }
 
-    /// Stop before start, networks before instances, secret before container.
+    /// Networks before instances, secret before container. (Stops and leftovers before starts is
+    /// what `clear` tells.)
     fn may_start_fresh(&self, id: &InstanceId, inputs: &Inputs) -> bool {
         let Some(instance) = self.instances.get(id) else { return false };
         let needs_secret = inputs.image.service.permissions.is_some();
         self.networks_unanswered == 0
             && !self.networks_due
-            && self.leftovers_tried()
-            && !self.instances.values().any(Instance::is_leaving)
             && (!needs_secret || matches!(instance.secret, Secret::Known(_)))
     }
 
@@ -433,35 +483,9 @@ impl State {
         instance.give_up = true;
         self.stop_everything(id, effects);
     }
-
-    fn plan_secret(&mut self, id: &InstanceId, effects: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
-        let Goal::Run(inputs) = &instance.goal else { return };
-        let Some(permissions) = &inputs.image.service.permissions else { return };
-        let in_use_hash = match (&instance.secret, &instance.phase) {
-            (Secret::None, Phase::Absent) => String::new(),
-            (Secret::Recheck { in_use_hash }, _) => in_use_hash.clone(),
-            _ => return,
-        };
-        instance.secret = Secret::Asked { in_use_hash };
-        effects.push(Effect::Iam(IamCommand::Register {
-            id: id.clone(),
-            ident: instance.desired.ident.clone(),
-            permissions: std::sync::Arc::new(permissions.clone()),
-        }));
-    }
 }
 
 impl Instance {
-    /// What runs of it, or waits to run again, must go.
-    fn is_unfit(&self) -> bool {
-        match &self.goal {
-            Goal::Gone | Goal::Blocked { keep: false, .. } => true,
-            Goal::Wait | Goal::Blocked { keep: true, .. } => false,
-            Goal::Run(inputs) => self.restart || inputs.digest != self.running_digest,
-        }
-    }
-
     fn start_plan(&self, inputs: &Inputs, kind: StartKind, started_at_ns: u64) -> StartPlan {
         let secret = match &self.secret {
             Secret::Known(secret) => Some(secret.clone()),
@@ -472,7 +496,7 @@ impl Instance {
             service_version: inputs.service.key.version.clone(),
             inputs_digest: inputs.digest.clone(),
             overrides: inputs.overrides.clone(),
-            secret_hash: inputs::secret_hash(secret.as_deref()),
+            secret_hash: self.secret.in_use_hash(),
             pid: 0,
             start_time: 0,
             limiter: self.limiter,

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use crate::core::instance::{Instance, Phase, Reported, Secret};
-use crate::core::state::State;
+use crate::core::instance::{Instance, Reported};
+use crate::core::state::{State, Survey};
 use crate::core::{Effect, NodeConfigWork};
 use crate::model::command::CmCommand;
 use crate::model::event::Session;
@@ -23,34 +23,37 @@ const DELTA_PERIOD: Duration = Duration::from_secs(1);
 
 impl State {
     pub(crate) fn plan_reports(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let round_ended = self.round && self.is_settled();
+        let round_ended = self.round && self.is_settled(now);
         if round_ended {
             self.round = false;
         }
-        if self.stopping {
-            // The last full status stands: what a stop does to instances is no news of theirs.
-            return;
+        if !self.stopping {
+            self.plan_registration(now, effects);
         }
-        self.plan_registration(now, effects);
         let Some(session) = self.cm.session.filter(|_| self.cm.registered) else {
             self.cm.answers.clear();
             return;
         };
         self.plan_answers(session, effects);
+        if self.stopping {
+            // The last full status stands: what a stop does to instances is no news of theirs.
+            return;
+        }
         self.plan_full_status(now, session, round_ended, effects);
-        if !self.round && self.cm.full_status_by.is_none() {
+        if self.cm.full_status_by.is_none() {
             self.plan_changes(now, session, effects);
         }
         self.plan_alerts(now, session, effects);
     }
 
     /// Nothing that the next full status should wait for is on its way.
-    fn is_settled(&self) -> bool {
-        self.survey == crate::core::state::Survey::Done
-            && self
-                .instances
-                .values()
-                .all(|i| i.is_settled() || (!self.iam_up && i.waits_for_iam()))
+    fn is_settled(&mut self, now: Now) -> bool {
+        let patience = self.instances.values().filter_map(Instance::iam_patience_ends);
+        if let Some(at) = patience.filter(|at| *at > now.mono).min() {
+            self.wake(at);
+        }
+        let settled = |i: &Instance| i.is_settled() || i.waits_for_iam(self.iam_up, now);
+        self.survey == Survey::Done && self.instances.values().all(settled)
     }
 
     fn plan_registration(&mut self, now: Now, effects: &mut Vec<Effect>) {
@@ -152,7 +155,8 @@ impl State {
         for instance in self.instances.values_mut().filter(|i| i.wanted) {
             statuses.push(instance.report());
         }
-        statuses.extend(self.rejected.iter().map(|(ident, error)| InstanceStatus {
+        let unnamed = self.rejected.iter().filter(|(ident, _)| !self.by_ident.contains_key(ident));
+        statuses.extend(unnamed.map(|(ident, error)| InstanceStatus {
             ident: ident.clone(),
             service_version: "".into(),
             state: RunState::Failed,
@@ -197,11 +201,6 @@ impl State {
 }
 
 impl Instance {
-    /// Only IAM is missing; while that is away nobody should wait for it.
-    fn waits_for_iam(&self) -> bool {
-        self.phase == Phase::Absent && matches!(self.secret, Secret::Asked { .. })
-    }
-
     /// The status for the CM; remembers that it was told.
     fn report(&mut self) -> InstanceStatus {
         let (state, error) = self.status();

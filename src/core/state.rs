@@ -11,11 +11,14 @@ use crate::core::package::Packages;
 use crate::model::command::CmCommand;
 use crate::model::desired::NetworkParams;
 use crate::model::event::Session;
-use crate::model::failure::Failure;
-use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
+use crate::model::id::{InstanceId, InstanceIdent};
 use crate::model::node::NodeInfo;
 use crate::model::status::{Alert, AlertPayload, CmReport, ErrorInfo};
 use crate::model::store::{Change, Offline, Snapshot};
+
+/// While online, the time of the last contact with the cloud is written so often, if an instance
+/// depends on it.
+pub(crate) const ONLINE_STORE_PERIOD: Duration = Duration::from_secs(3600);
 
 /// When an instance counts as active (D3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -125,7 +128,6 @@ pub struct State {
     /// Sets of networks that net has not answered yet, and whether one must be sent.
     pub networks_unanswered: usize,
     pub networks_due: bool,
-    pub network_faults: BTreeMap<NetworkId, Failure>,
     /// Leftovers in the network may be removed once adoption is decided.
     pub networks_kept: bool,
     pub instances: BTreeMap<InstanceId, Instance>,
@@ -146,6 +148,9 @@ pub struct State {
     pub exec_jobs: usize,
     pub iam_up: bool,
     pub stopping: bool,
+    /// When a stop ends although jobs still run, CLOCK_MONOTONIC; and that it has come.
+    pub stop_by: Option<Duration>,
+    pub overdue: bool,
     pub pong_due: bool,
     /// Beginnings and ends of containers, for the log.
     pub(crate) lives: Vec<crate::core::Effect>,
@@ -155,11 +160,17 @@ pub struct State {
     pub reconnect_due: bool,
     pub node_info_due: bool,
     pub node_rules_due: bool,
+    /// Questions that IAM was asked so far.
+    pub asks: u64,
+    /// Images that could not be read yet because the exec threads have enough to do.
+    pub reads_left: bool,
     /// Registrations to be dropped at IAM.
     pub unregister: Vec<(InstanceId, InstanceIdent)>,
     pub(crate) deadline: Option<Duration>,
     /// When the first offline TTL ends, CLOCK_BOOTTIME; worked out with the goals.
     pub(crate) offline_deadline: Option<Duration>,
+    /// An instance has an offline TTL; worked out with the goals.
+    pub(crate) online_matters: bool,
     /// Random ids for new instances.
     pub new_id: fn() -> InstanceId,
 }
@@ -191,7 +202,6 @@ impl State {
             networks_due: !stored.networks.is_empty(),
             networks: stored.networks,
             networks_unanswered: 0,
-            network_faults: BTreeMap::new(),
             networks_kept: false,
             instances,
             by_ident,
@@ -206,14 +216,19 @@ impl State {
             exec_jobs: 0,
             iam_up: false,
             stopping: false,
+            stop_by: None,
+            overdue: false,
             pong_due: false,
             lives: Vec::new(),
             changes: Vec::new(),
             reconnect_due: false,
             node_rules_due: true,
+            asks: 0,
+            reads_left: false,
             unregister: Vec::new(),
             deadline: None,
             offline_deadline: None,
+            online_matters: false,
             new_id,
         }
     }
@@ -236,10 +251,8 @@ impl State {
                     || !i.is_present()
                     || matches!(i.phase, Phase::Quarantined | Phase::Residue(_)))
         };
-        self.stopping
-            && self.exec_jobs == 0
-            && self.survey != Survey::Running
-            && self.instances.values().all(quiet)
+        let idle = self.exec_jobs == 0 && self.survey != Survey::Running;
+        self.stopping && (self.overdue || (idle && self.instances.values().all(quiet)))
     }
 
     /// The instance of an id, if it is (still) known.
@@ -265,8 +278,14 @@ impl State {
 /// The stored offline time, plus the power-off if the wall clock is plausible.
 fn offline_since(stored: Option<Offline>, boot: Duration, wall_ms: i64) -> Cloud {
     let accumulated = stored.map_or(0, |row| {
-        let off = (wall_ms - row.at_ms).max(0);
-        if row.online { off } else { row.accumulated_ms.max(0) + off }
+        let off = wall_ms.saturating_sub(row.at_ms).max(0);
+        if row.online {
+            // The row tells of the cloud being there only so often.
+            let period = i64::try_from(ONLINE_STORE_PERIOD.as_millis()).unwrap_or(i64::MAX);
+            off.saturating_sub(period).max(0)
+        } else {
+            row.accumulated_ms.max(0).saturating_add(off)
+        }
     });
     let accumulated = Duration::from_millis(u64::try_from(accumulated).unwrap_or(0));
     Cloud { online: false, accumulated, since: boot, stored_at: boot }

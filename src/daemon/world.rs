@@ -1,8 +1,9 @@
 //! Carries out what core decides: writes the store and hands everything else to the threads.
 //!
-//! Runs on core. Never blocks on a thread: every hand-over is `try_send`. What cannot be handed
-//! over is either impossible by the limits core keeps (a bug, logged), or makes the stream to the
-//! CM begin anew, which gets the full picture.
+//! Runs on core. Never blocks on a thread: every hand-over is `try_send`. What bursts of many
+//! instances have for a small inbox waits here for its place. What cannot be handed over otherwise
+//! is either impossible by the limits core keeps (a bug, logged), or makes the stream to the CM
+//! begin anew, which gets the full picture.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -18,12 +19,14 @@ use crate::event_loop::LoopHandle;
 use crate::logs::capture::CaptureCommand;
 use crate::logs::serve::{LogCommand, LogOutput};
 use crate::model::command::LogRequest;
+use crate::model::desired::NetworkParams;
 use crate::model::event::{Event, IamCommand, Session};
 use crate::model::failure::Failure;
+use crate::model::id::InstanceId;
 use crate::model::job::{ExecJob, FetchJob};
 use crate::model::node::Device;
 use crate::model::status::{
-    Alert, AlertPayload, CmReport, ErrorInfo, LogPart, LogStatus, NodeMonitoring, chain,
+    Alert, AlertPayload, CmReport, EnvStatus, ErrorInfo, LogPart, LogStatus, NodeMonitoring, chain,
 };
 use crate::model::store::Change;
 use crate::monitor::{MonitorCommand, MonitorOutput, Target};
@@ -38,6 +41,8 @@ use crate::store::node_file::NodeFile;
 const LOG_PART_LIMIT: Duration = Duration::from_secs(60);
 /// Rows that could not be written are tried again after so long.
 const STORE_RETRY: Duration = Duration::from_secs(10);
+/// What waits for a place in a queue is offered again after so long.
+const BACKLOG_RETRY: Duration = Duration::from_millis(20);
 /// Rows kept for another try; beyond that the oldest are given up.
 const MAX_UNSAVED: usize = 16 * 1024;
 
@@ -69,9 +74,14 @@ pub(super) struct WorldParts {
 pub(super) struct World {
     parts: WorldParts,
     unsaved: Vec<Change>,
+    /// Why they could not be saved; empty = all is saved.
+    store_error: String,
     retry_at: Duration,
     iam_backlog: VecDeque<IamCommand>,
     monitor_backlog: VecDeque<MonitorCommand>,
+    signal_backlog: VecDeque<(InstanceId, i32)>,
+    networks: Option<Vec<NetworkParams>>,
+    pong_due: bool,
 }
 
 /// Tells the threads that would not end by themselves.
@@ -98,9 +108,13 @@ impl World {
         Self {
             parts,
             unsaved: Vec::new(),
+            store_error: String::new(),
             retry_at: Duration::ZERO,
             iam_backlog: VecDeque::new(),
             monitor_backlog: VecDeque::new(),
+            signal_backlog: VecDeque::new(),
+            networks: None,
+            pong_due: false,
         }
     }
 
@@ -122,16 +136,17 @@ impl World {
             Effect::Exec(job) => queued("exec", parts.exec.try_send(job).is_ok()),
             Effect::Fetch(job) => queued("fetch", parts.fetch.try_send(job).is_ok()),
             Effect::Networks(networks) => {
-                if !parts.net.try_update(networks) {
-                    queued("net", false);
+                if self.networks.replace(networks).is_some() {
+                    // The newest set counts; core waits for an answer to each.
                     events.push(Event::NetworksUpdated { failed: Vec::new() });
                 }
             }
             Effect::KeepNetworks(ids) => queued("net", parts.net.try_keep(ids)),
             Effect::Iam(command) => self.iam_backlog.push_back(command),
-            Effect::Signal { id, signal } => queued("main", parts.main.try_signal(&id, signal)),
+            Effect::Signal { id, signal } => self.signal_backlog.push_back((id, signal)),
             Effect::Reconnect => {
-                queued("cm-rx", parts.cm_rx.try_send(CmRxCommand::Reconnect).is_ok())
+                // A full inbox holds an order to begin anew already.
+                let _ = parts.cm_rx.try_send(CmRxCommand::Reconnect);
             }
             Effect::Report(session, report) => self.report(session, report),
             Effect::Average(session) => {
@@ -156,7 +171,7 @@ impl World {
             Effect::NodeRules(rules) => {
                 self.monitor_backlog.push_back(MonitorCommand::NodeRules(rules))
             }
-            Effect::Pong => queued("main", parts.main.pong()),
+            Effect::Pong => self.pong_due = true,
         }
     }
 
@@ -165,9 +180,13 @@ impl World {
         let first_failure = self.unsaved.is_empty();
         self.unsaved.extend(changes);
         match self.parts.store.apply(&self.unsaved) {
-            Ok(()) => self.unsaved.clear(),
+            Ok(()) => {
+                self.unsaved.clear();
+                self.store_error.clear();
+            }
             Err(error) => {
                 let text = chain(&error);
+                self.store_error.clone_from(&text);
                 self.retry_at = self.parts.clock.now().mono + STORE_RETRY;
                 if first_failure {
                     log::error!("database cannot be written, will be tried again err={text}");
@@ -177,6 +196,9 @@ impl World {
                 }
                 let surplus = self.unsaved.len().saturating_sub(MAX_UNSAVED);
                 self.unsaved.drain(..surplus);
+                if surplus > 0 {
+                    log::error!("changes are lost with the next end of the daemon rows={surplus}");
+                }
             }
         }
     }
@@ -186,24 +208,43 @@ impl World {
         Alert { time_ms: self.parts.clock.now().wall_ms, payload }
     }
 
-    /// Hands on what bursts of many instances have for a small inbox. What does not fit waits here
-    /// for the next turn; core asks once per instance, so the backlog is bounded by their number.
+    /// Hands on what waits for a place. Core asks once per instance, so that each backlog is bounded
+    /// by their number.
     fn flush(&mut self) {
-        while let Some(command) = self.iam_backlog.pop_front() {
-            if let Err(error) = self.parts.iam.try_send(command) {
-                self.iam_backlog.push_front(error.into_inner());
-                break;
-            }
+        let parts = &self.parts;
+        if self.pong_due {
+            self.pong_due = !parts.main.pong();
         }
-        while let Some(command) = self.monitor_backlog.pop_front() {
-            if let Err(error) = self.parts.monitor.try_send(command) {
-                self.monitor_backlog.push_front(error.into_inner());
-                break;
-            }
+        if let Some(networks) = self.networks.take()
+            && !parts.net.try_update(networks.clone())
+        {
+            self.networks = Some(networks);
         }
+        offer(&mut self.iam_backlog, |command| {
+            parts.iam.try_send(command).map_err(|e| e.into_inner())
+        });
+        offer(&mut self.monitor_backlog, |command| {
+            parts.monitor.try_send(command).map_err(|e| e.into_inner())
+        });
+        offer(&mut self.signal_backlog, |(id, signal)| {
+            if parts.main.try_signal(&id, signal) { Ok(()) } else { Err((id, signal)) }
+        });
     }
 
-    fn report(&self, session: Session, report: CmReport) {
+    fn has_backlog(&self) -> bool {
+        self.pong_due
+            || self.networks.is_some()
+            || !self.iam_backlog.is_empty()
+            || !self.monitor_backlog.is_empty()
+            || !self.signal_backlog.is_empty()
+    }
+
+    fn report(&self, session: Session, mut report: CmReport) {
+        if let CmReport::EnvStatus(items) = &mut report
+            && !self.store_error.is_empty()
+        {
+            not_stored(items, &self.store_error);
+        }
         self.answer(self.parts.cm_tx.try_send(CmTxCommand::Report { session, report }).is_ok());
     }
 
@@ -260,7 +301,9 @@ impl World {
 fn device_errors(device: &Device) -> Vec<ErrorInfo> {
     let missing = device.host_devices.iter().filter_map(|entry| {
         let host = entry.split_once(':').map_or(entry.as_str(), |(host, _)| host);
-        let there = std::fs::symlink_metadata(host).is_ok();
+        let there = host.starts_with("/dev/")
+            && !host.split('/').any(|part| part == "..")
+            && std::fs::symlink_metadata(host).is_ok();
         (!there).then(|| format!("device {host} is not present on system"))
     });
     let group = |name: &String| {
@@ -286,6 +329,28 @@ impl Perform for World {
         events.reverse();
         events
     }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let backlog = self.has_backlog().then(|| self.parts.clock.now().mono + BACKLOG_RETRY);
+        let store = (!self.unsaved.is_empty()).then_some(self.retry_at);
+        backlog.into_iter().chain(store).min()
+    }
+}
+
+/// Hands over from the front until one is given back.
+fn offer<T>(backlog: &mut VecDeque<T>, mut hand_over: impl FnMut(T) -> Result<(), T>) {
+    while let Some(item) = backlog.pop_front() {
+        if let Err(item) = hand_over(item) {
+            return backlog.push_front(item);
+        }
+    }
+}
+
+/// Override variables that would not survive a restart are in force, but the CM gets to know it.
+fn not_stored(items: &mut [EnvStatus], error: &str) {
+    for (_, status) in items.iter_mut().flat_map(|item| &mut item.variables) {
+        status.get_or_insert_with(|| ErrorInfo::text(format!("cannot be stored: {error}")));
+    }
 }
 
 /// Core keeps the limits of the queues; a full one is a bug.
@@ -310,12 +375,17 @@ fn refused(log_id: String, error: ErrorInfo) -> LogPart {
 /// Where the monitor's figures go.
 pub(super) struct MonitorOut {
     cm_tx: Sender<CmTxCommand>,
+    cm_rx: InboxSender<CmRxCommand>,
     events: Sender<Event>,
 }
 
 impl MonitorOut {
-    pub(super) fn new(cm_tx: Sender<CmTxCommand>, events: Sender<Event>) -> Self {
-        Self { cm_tx, events }
+    pub(super) fn new(
+        cm_tx: Sender<CmTxCommand>,
+        cm_rx: InboxSender<CmRxCommand>,
+        events: Sender<Event>,
+    ) -> Self {
+        Self { cm_tx, cm_rx, events }
     }
 }
 
@@ -328,7 +398,8 @@ impl MonitorOutput for MonitorOut {
     fn average(&self, session: Session, data: NodeMonitoring) {
         let report = CmReport::AverageMonitoring(data);
         if self.cm_tx.try_send(CmTxCommand::Report { session, report }).is_err() {
-            log::error!("average monitoring cannot be queued");
+            log::error!("average monitoring cannot be queued, the connection begins anew");
+            let _ = self.cm_rx.try_send(CmRxCommand::Resynchronise);
         }
     }
 

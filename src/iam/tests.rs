@@ -233,7 +233,7 @@ impl Bed {
 
     fn registered(&self) -> (String, Result<Arc<str>, Failure>) {
         match self.event() {
-            IamEvent::Registered { id, result } => (id.as_str().to_owned(), result),
+            IamEvent::Registered { id, ask: 7, result } => (id.as_str().to_owned(), result),
             other => panic!("{other:?}"),
         }
     }
@@ -268,7 +268,7 @@ fn ident(name: &str) -> InstanceIdent {
 /// The instance is called as its service.
 fn register(name: &str) -> IamCommand {
     let permissions = Arc::new(Permissions::new());
-    IamCommand::Register { id: InstanceId::new(name), ident: ident(name), permissions }
+    IamCommand::Register { id: InstanceId::new(name), ask: 7, ident: ident(name), permissions }
 }
 
 fn unregister(name: &str) -> IamCommand {

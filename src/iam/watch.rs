@@ -71,7 +71,7 @@ impl Watching {
 struct Stopped;
 
 enum Task {
-    Register { id: InstanceId, ident: InstanceIdent, permissions: Arc<Permissions> },
+    Register { id: InstanceId, ask: u64, ident: InstanceIdent, permissions: Arc<Permissions> },
     Unregister { id: InstanceId, ident: InstanceIdent, tried: bool },
 }
 
@@ -166,8 +166,8 @@ impl Watch {
     fn accept(&mut self, command: IamCommand) -> Result<(), Stopped> {
         let task = match command {
             IamCommand::Stop => return Err(Stopped),
-            IamCommand::Register { id, ident, permissions } => {
-                Task::Register { id, ident, permissions }
+            IamCommand::Register { id, ask, ident, permissions } => {
+                Task::Register { id, ask, ident, permissions }
             }
             IamCommand::Unregister { id, ident } => Task::Unregister { id, ident, tried: false },
         };
@@ -176,9 +176,9 @@ impl Watch {
         let alike = self.tasks.iter().filter(|t| t.is_registration() == task.is_registration());
         if alike.count() < WAITING_LIMIT {
             self.tasks.push_back(task);
-        } else if let Task::Register { id, .. } = task {
+        } else if let Task::Register { id, ask, .. } = task {
             let failure = Failure::text("too many registrations wait for IAM");
-            self.report(IamEvent::Registered { id, result: Err(failure) });
+            self.report(IamEvent::Registered { id, ask, result: Err(failure) });
         } else {
             log::warn!("removal from IAM forgotten instance={}", task.id());
         }
@@ -408,7 +408,7 @@ impl Watch {
 
     fn finish(&self, task: &Task, answer: Result<Vec<u8>, rpc::Error>) {
         match task {
-            Task::Register { id, ident, .. } => {
+            Task::Register { id, ask, ident, .. } => {
                 let secret = answer.and_then(|answer| {
                     v5::secret(&answer).map_err(|e| malformed(v5::REGISTER_INSTANCE, &e))
                 });
@@ -416,7 +416,7 @@ impl Watch {
                     log::error!("cannot register instance={ident} err={}", chain(&error));
                     Failure::lasting(&error)
                 });
-                self.report(IamEvent::Registered { id: id.clone(), result });
+                self.report(IamEvent::Registered { id: id.clone(), ask: *ask, result });
             }
             Task::Unregister { ident, .. } => {
                 if let Err(error) = answer {
@@ -426,10 +426,11 @@ impl Watch {
         }
     }
 
-    /// Back to the front, unless there is a newer wish for the instance.
+    /// Back to the front. A newer wish for the instance replaces a registration, but never a
+    /// removal: without it the next registration would keep the old permissions.
     fn put_back(&mut self, task: Option<Task>) {
         if let Some(task) = task
-            && !self.tasks.iter().any(|newer| newer.id() == task.id())
+            && !(task.is_registration() && self.tasks.iter().any(|newer| newer.id() == task.id()))
         {
             self.tasks.push_front(task);
         }

@@ -66,7 +66,8 @@ pub fn exec(job: ExecJob, ports: &Ports) -> JobDone {
             result: ports.images.load(&service).map(Box::new),
         },
         ExecJob::Start(plan) => {
-            JobDone::Started { id: plan.id.clone(), result: start::start(ports, &plan) }
+            let start::Outcome { result, unkillable } = start::start(ports, &plan);
+            JobDone::Started { id: plan.id.clone(), result, unkillable }
         }
         ExecJob::Stop(plan) => {
             let outcome = stop::stop(ports, &plan.id, plan.scope);

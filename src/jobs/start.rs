@@ -10,60 +10,64 @@ use crate::jobs::Ports;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{Record, StartKind, StartPlan, Started};
-use crate::ports::{Init, NetworkPlan};
+use crate::ports::{Init, NetworkPlan, Stdio};
+
+/// What came of a start.
+#[derive(Debug, PartialEq)]
+pub struct Outcome {
+    pub result: Result<Started, Failure>,
+    /// It failed and its processes are still there: nothing was removed below them.
+    pub unkillable: bool,
+}
 
 /// Starts an instance: completely, or after an automatic restart only its container.
-pub fn start(ports: &Ports, plan: &StartPlan) -> Result<Started, Failure> {
-    match plan.kind {
-        StartKind::Fresh => fresh(ports, plan),
-        StartKind::Again => again(ports, plan),
-    }
+pub fn start(ports: &Ports, plan: &StartPlan) -> Outcome {
+    let mut undo = Undo::new(ports, &plan.id);
+    let result = match plan.kind {
+        StartKind::Fresh => fresh(ports, plan, &mut undo),
+        StartKind::Again => again(ports, plan, &mut undo),
+    };
+    let unkillable = result.is_err() && !undo.run();
+    Outcome { result, unkillable }
 }
 
 /// Bundle, sink, network, root file system, container. A failure leaves nothing behind.
-fn fresh(ports: &Ports, plan: &StartPlan) -> Result<Started, Failure> {
+fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started, Failure> {
     let id = &plan.id;
-    let mut done = Undo::new(ports, id);
 
-    done.will_undo("remove bundle", |ports, id| ports.bundles.remove(id));
+    undo.note("remove bundle", |ports, id| ports.bundles.remove(id));
     let bundle = ports.bundles.prepare(id)?;
     ports.bundles.record(id, &starting(plan))?;
 
-    done.will_undo("close log sink", |ports, id| ports.sinks.close(id));
+    undo.note("close log sink", |ports, id| ports.sinks.close(id));
     let stdio = ports.sinks.open(plan)?;
 
-    done.will_undo("detach network", |ports, id| ports.network.detach(id));
+    undo.note("detach network", |ports, id| ports.network.detach(id));
     ports.network.attach(&network_plan(plan, &bundle))?;
 
     ports.bundles.build(plan)?;
-
-    done.will_undo("delete container", |ports, id| ports.runtime.delete(id));
-    done.will_undo("kill container", |ports, id| ports.runtime.kill(id));
-    let init = ports.runtime.create(id, &bundle, stdio)?;
-    ports.bundles.record(id, &running(plan, init))?;
-    ports.runtime.start(id)?;
-
-    done.keep();
-    Ok(Started { pid: init.pid })
+    container(ports, plan, &bundle, stdio, undo)
 }
 
 /// Sink and container on the bundle, mounts and network that are still there. A failure takes
 /// back the container only: core ends the instance or tries again.
-fn again(ports: &Ports, plan: &StartPlan) -> Result<Started, Failure> {
-    let id = &plan.id;
-    let bundle = ports.bundles.path(id);
-    let mut done = Undo::new(ports, id);
-
-    ports.bundles.record(id, &starting(plan))?;
+fn again(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started, Failure> {
+    ports.bundles.record(&plan.id, &starting(plan))?;
     let stdio = ports.sinks.open(plan)?;
+    container(ports, plan, &ports.bundles.path(&plan.id), stdio, undo)
+}
 
-    done.will_undo("delete container", |ports, id| ports.runtime.delete(id));
-    done.will_undo("kill container", |ports, id| ports.runtime.kill(id));
-    let init = ports.runtime.create(id, &bundle, stdio)?;
-    ports.bundles.record(id, &running(plan, init))?;
-    ports.runtime.start(id)?;
-
-    done.keep();
+fn container(
+    ports: &Ports,
+    plan: &StartPlan,
+    bundle: &Path,
+    stdio: Stdio,
+    undo: &mut Undo<'_>,
+) -> Result<Started, Failure> {
+    undo.created = true;
+    let init = ports.runtime.create(&plan.id, bundle, stdio)?;
+    ports.bundles.record(&plan.id, &running(plan, init))?;
+    ports.runtime.start(&plan.id)?;
     Ok(Started { pid: init.pid })
 }
 
@@ -93,7 +97,7 @@ fn running(plan: &StartPlan, init: Init) -> Record {
 
 type Step = fn(&Ports, &InstanceId) -> Result<(), Failure>;
 
-/// Steps that take back what a start has made; runs them, last one first, unless told to keep.
+/// Steps that take back what a start has made, last one first.
 ///
 /// A step is noted before its act, because an act that fails half-way may leave something; all
 /// of them succeed when there is nothing to take back.
@@ -101,29 +105,42 @@ struct Undo<'a> {
     ports: &'a Ports,
     id: &'a InstanceId,
     steps: Vec<(&'static str, Step)>,
+    /// A container may exist.
+    created: bool,
 }
 
 impl<'a> Undo<'a> {
     fn new(ports: &'a Ports, id: &'a InstanceId) -> Self {
-        Self { ports, id, steps: Vec::new() }
+        Self { ports, id, steps: Vec::new(), created: false }
     }
 
-    fn will_undo(&mut self, name: &'static str, step: Step) {
+    fn note(&mut self, name: &'static str, step: Step) {
         self.steps.push((name, step));
     }
 
-    fn keep(mut self) {
-        self.steps.clear();
-    }
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        for (name, step) in self.steps.drain(..).rev() {
-            if let Err(failure) = step(self.ports, self.id) {
-                log::error!("undo of a start: cannot {name} instance={} err={failure}", self.id);
+    /// Takes everything back; goes on after errors. False = processes survive, so that nothing was
+    /// removed below them.
+    fn run(self) -> bool {
+        if self.created {
+            let killed = self.step("kill container", |ports, id| ports.runtime.kill(id));
+            let deleted = self.step("delete container", |ports, id| ports.runtime.delete(id));
+            // Either success proves that the control group has no process left.
+            if !killed && !deleted {
+                return false;
             }
         }
+        for (name, step) in self.steps.iter().rev() {
+            self.step(name, *step);
+        }
+        true
+    }
+
+    fn step(&self, name: &str, step: Step) -> bool {
+        let result = step(self.ports, self.id);
+        if let Err(failure) = &result {
+            log::error!("undo of a start: cannot {name} instance={} err={failure}", self.id);
+        }
+        result.is_ok()
     }
 }
 
@@ -138,13 +155,15 @@ mod tests {
     /// Starts with one call failing; the calls that were made after all.
     fn check(kind: StartKind, failing: &[&'static str], expect: &str) {
         let plan = StartPlan { kind, ..fake::plan() };
-        let (result, calls) = Fake::failing(failing).run(|ports| start(ports, &plan));
+        let (outcome, calls) = Fake::failing(failing).run(|ports| start(ports, &plan));
         assert_eq!(calls, expect, "{kind:?} {failing:?}");
+        let unkillable = failing.contains(&"kill") && failing.contains(&"delete");
+        assert_eq!(outcome.unkillable, unkillable, "{kind:?} {failing:?}");
         let expect = match failing.first() {
             None => Ok(Started { pid: 4242 }),
             Some(first) => Err(Failure::text(format!("{first} failed"))),
         };
-        assert_eq!(result, expect);
+        assert_eq!(outcome.result, expect);
     }
 
     #[test]
@@ -170,12 +189,20 @@ mod tests {
 
     #[test]
     fn an_undo_goes_on_after_its_own_errors() {
-        check(
-            StartKind::Fresh,
-            &["start", "kill", "delete", "detach", "close", "remove"],
-            "prepare record-starting(0,0) open attach build create record-running(4242,77) start \
-             kill delete detach close remove",
-        );
+        let begin = "prepare record-starting(0,0) open attach build create \
+                     record-running(4242,77) start kill delete";
+        let all = format!("{begin} detach close remove");
+        check(StartKind::Fresh, &["start", "kill", "detach", "close", "remove"], &all);
+        check(StartKind::Fresh, &["start", "delete", "detach", "close", "remove"], &all);
+    }
+
+    #[test]
+    fn an_undo_takes_nothing_away_below_living_processes() {
+        let begin = "record-starting(0,0) open";
+        let end = "create record-running(4242,77) start kill delete";
+        let fresh = format!("prepare {begin} attach build {end}");
+        check(StartKind::Fresh, &["start", "kill", "delete"], &fresh);
+        check(StartKind::Again, &["start", "kill", "delete"], &format!("{begin} {end}"));
     }
 
     #[test]

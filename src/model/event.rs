@@ -32,9 +32,11 @@ pub enum Event {
     },
     Iam(IamEvent),
     Done(JobDone),
-    /// The init of an instance has ended.
+    /// The init of an instance has ended. The pid tells a late message about an earlier container
+    /// from one about the present one.
     Exited {
         id: InstanceId,
+        pid: u32,
         exit: Exit,
     },
     /// Answer to the newest set of networks: those that could not be set up.
@@ -107,6 +109,8 @@ pub enum IamEvent {
     Down,
     Registered {
         id: InstanceId,
+        /// Number of the question.
+        ask: u64,
         result: Result<Arc<str>, Failure>,
     },
 }
@@ -117,6 +121,8 @@ pub enum IamCommand {
     /// Answered by `IamEvent::Registered` as soon as IAM answers; kept until then.
     Register {
         id: InstanceId,
+        /// Comes back with the answer: an instance may have been stopped and asked for again.
+        ask: u64,
         ident: InstanceIdent,
         permissions: Arc<Permissions>,
     },

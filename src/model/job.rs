@@ -171,6 +171,8 @@ pub enum JobDone {
     Started {
         id: InstanceId,
         result: Result<Started, Failure>,
+        /// The start failed and its processes are still there: nothing was removed below them.
+        unkillable: bool,
     },
     Stopped {
         id: InstanceId,

@@ -282,7 +282,7 @@ impl Bench {
 
     fn expect_exit(&self, expect: Exit) {
         match self.events.recv_timeout(PATIENCE).unwrap() {
-            Event::Exited { id: of, exit } => assert_eq!((of, exit), (id(), expect)),
+            Event::Exited { id: of, exit, .. } => assert_eq!((of, exit), (id(), expect)),
             other => panic!("{other:?}"),
         }
     }
@@ -452,7 +452,7 @@ fn many_at_once(bench: &Bench, count: usize) {
         scope.spawn(|| starts(right));
         while ended.len() < count {
             match bench.events.recv_timeout(PATIENCE).unwrap() {
-                Event::Exited { id, exit: Exit::Code(3) } => assert!(ended.insert(id)),
+                Event::Exited { id, exit: Exit::Code(3), .. } => assert!(ended.insert(id)),
                 other => panic!("{other:?}"),
             }
         }

@@ -61,6 +61,7 @@ fn check(unit: &Unit, wanted: &[(&str, &str)], seed: u64) {
         named,
         "seed {seed}: every image has a row and every row an image"
     );
+    unit.check_running();
     assert!(
         unit.full_status().values().all(|s| s.starts_with("active")),
         "seed {seed}: {:?}",

@@ -1,6 +1,6 @@
 //! A made-up host: what exists on it survives a crash of the daemon. Implements all ports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -32,7 +32,7 @@ struct Inner {
     images: BTreeSet<PathBuf>,
     /// Service configurations by service id.
     configs: BTreeMap<String, ServiceImage>,
-    events: Vec<Event>,
+    events: VecDeque<Event>,
     next_pid: u32,
     calls: u64,
     crash_at: Option<u64>,
@@ -42,6 +42,8 @@ struct Inner {
     broken_urls: BTreeSet<String>,
     unkillable: BTreeSet<InstanceId>,
     fail_starts: bool,
+    /// What each start got: the secret.
+    secrets: BTreeMap<InstanceId, Option<String>>,
     pub starts: u64,
 }
 
@@ -141,8 +143,9 @@ impl Host {
         change(inner.configs.entry(service.to_owned()).or_default());
     }
 
-    pub fn take_events(&self) -> Vec<Event> {
-        std::mem::take(&mut self.lock().events)
+    /// The content of the image of a service.
+    pub fn config(&self, service: &str) -> ServiceImage {
+        self.lock().configs.get(service).cloned().unwrap_or_default()
     }
 
     pub fn starts(&self) -> u64 {
@@ -154,7 +157,21 @@ impl Host {
         let mut inner = self.lock();
         let container = inner.containers.get_mut(id).expect("container exists");
         container.running = false;
-        inner.events.push(Event::Exited { id: id.clone(), exit });
+        let pid = container.pid;
+        inner.events.push_back(Event::Exited { id: id.clone(), pid, exit });
+    }
+
+    pub fn secret_of(&self, id: &InstanceId) -> Option<String> {
+        self.lock().secrets.get(id).cloned().flatten()
+    }
+
+
+    pub fn has_events(&self) -> bool {
+        !self.lock().events.is_empty()
+    }
+
+    pub fn next_event(&self) -> Option<Event> {
+        self.lock().events.pop_front()
     }
 
     /// Running instances with the service version that each was built from.
@@ -221,8 +238,11 @@ impl Runtime for Host {
         if inner.unkillable.contains(id) {
             return Err(failure("kill"));
         }
-        if let Some(container) = inner.containers.get_mut(id) {
+        if let Some(container) = inner.containers.get_mut(id).filter(|c| c.running) {
             container.running = false;
+            let pid = container.pid;
+            let exit = Exit::Signal(9);
+            inner.events.push_back(Event::Exited { id: id.clone(), pid, exit });
         }
         Ok(())
     }
@@ -259,6 +279,8 @@ impl Bundles for Host {
         for layer in &plan.layers {
             assert!(inner.images.contains(layer), "the layers of a started service exist");
         }
+        let secret = plan.secret.as_deref().map(str::to_owned);
+        inner.secrets.insert(plan.id.clone(), secret);
         inner.built.insert(plan.id.clone(), plan.service.key.version.to_string());
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Run requests: what is kept, stopped, started and reported.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aos_servicemanager::core::state::StartVerdict;
@@ -187,7 +188,7 @@ fn thousand_instances_and_one_more_than_allowed() {
 }
 
 fn with_device(unit: &mut Unit, names: &[&str], shared_count: u64) {
-    unit.node_config.config.devices =
+    Arc::make_mut(&mut unit.node_config.config).devices =
         vec![Device { name: "dev".into(), shared_count, ..Device::default() }];
     for name in names {
         unit.host.configure(name, |image| {

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aos_servicemanager::core::Effect;
 use aos_servicemanager::core::node_config::NodeConfigState;
 use aos_servicemanager::core::state::{Policy, State};
+use aos_servicemanager::core::{Effect, NodeConfigWork};
 use aos_servicemanager::jobs::{self, Ports};
 use aos_servicemanager::model::command::CmCommand;
 use aos_servicemanager::model::desired::*;
 use aos_servicemanager::model::event::{Event, IamCommand, IamEvent, Session};
+use aos_servicemanager::model::failure::Failure;
 use aos_servicemanager::model::id::*;
-use aos_servicemanager::model::job::{ExecJob, FetchJob};
+use aos_servicemanager::model::job::{ExecJob, FetchJob, Permissions};
 use aos_servicemanager::model::node::NodeInfo;
 use aos_servicemanager::model::status::{CmReport, InstanceStatus, RunState};
 use aos_servicemanager::model::store::Snapshot;
@@ -29,8 +30,17 @@ pub struct Unit {
     pub policy: Policy,
     pub now: Now,
     pub reports: Vec<CmReport>,
-    pub iam: BTreeMap<InstanceId, String>,
+    /// What IAM knows: secret and permissions.
+    pub iam: BTreeMap<InstanceIdent, (String, Permissions)>,
     pub iam_up: bool,
+    /// IAM answers registrations with an error.
+    pub iam_refuses: bool,
+    /// The net thread answers.
+    pub net_up: bool,
+    /// Node configurations are not valid on this host.
+    pub refuses_config: bool,
+    /// What the monitor watches.
+    pub watched: BTreeSet<InstanceId>,
     pub signals: Vec<(InstanceId, i32)>,
     pub node_config: NodeConfigState,
     /// Deadlines further away than this do not hold `settle`.
@@ -76,6 +86,10 @@ impl Unit {
             reports: Vec::new(),
             iam: BTreeMap::new(),
             iam_up: true,
+            iam_refuses: false,
+            net_up: true,
+            refuses_config: false,
+            watched: BTreeSet::new(),
             signals: Vec::new(),
             node_config: NodeConfigState::default(),
             patience: Duration::from_secs(60),
@@ -108,6 +122,7 @@ impl Unit {
         self.fetch.clear();
         self.iam_queue.clear();
         self.network_answers = 0;
+        self.watched.clear();
         let state = State::new(
             self.policy.clone(),
             self.rows.clone(),
@@ -164,35 +179,45 @@ impl Unit {
         let effects = state.plan(self.now);
         let again = state.plan(self.now);
         assert!(again.is_empty(), "a second plan finds something to do: {again:?}");
+        let mut events = Vec::new();
         for effect in effects {
-            self.perform(effect);
+            self.perform(effect, &mut events);
         }
         self.one_job_per_instance();
+        for event in events {
+            self.turn(Some(event));
+        }
         if self.state.as_ref().is_some_and(State::is_drained) {
             self.state = None;
         }
     }
 
-    fn perform(&mut self, effect: Effect) {
+    fn perform(&mut self, effect: Effect, events: &mut Vec<Event>) {
         match effect {
             Effect::Store(changes) => {
                 changes.into_iter().for_each(|c| rows::change(&mut self.rows, c))
             }
-            Effect::Exec(job) => self.exec.push(job),
+            Effect::Exec(job) => {
+                self.exec.push(job);
+                assert!(
+                    self.exec.len() <= self.policy.max_exec_jobs,
+                    "the queue of exec overflows"
+                );
+            }
             Effect::Fetch(job) => self.fetch.push_back(job),
             Effect::Networks(_) => self.network_answers += 1,
-            Effect::Iam(command) => self.iam_queue.push_back(command),
+            Effect::Iam(command) => self.ask_iam(command),
             Effect::Signal { id, signal } => self.signals.push((id, signal)),
             Effect::Report(_, report) => self.reports.push(report),
-            Effect::NodeConfig(_)
-            | Effect::KeepNetworks(_)
+            Effect::NodeConfig(work) => events.push(self.set_config(work)),
+            Effect::Watch(target) => assert!(self.watched.insert(target.id), "watched twice"),
+            Effect::Unwatch(id) => assert!(self.watched.remove(&id), "not watched"),
+            Effect::KeepNetworks(_)
             | Effect::Reconnect
             | Effect::Average(_)
             | Effect::Log(..)
             | Effect::ContainerStarted { .. }
             | Effect::ContainerEnded { .. }
-            | Effect::Watch(_)
-            | Effect::Unwatch(_)
             | Effect::NodeInfo(_)
             | Effect::NodeRules(_)
             | Effect::Pong => {}
@@ -220,7 +245,9 @@ impl Unit {
         let mut choices: Vec<u8> = Vec::new();
         choices.extend(std::iter::repeat_n(0, self.exec.len().min(2)));
         choices.extend(std::iter::repeat_n(1, self.fetch.len().min(1)));
-        choices.extend(std::iter::repeat_n(2, usize::from(self.network_answers > 0)));
+        choices
+            .extend(std::iter::repeat_n(2, usize::from(self.net_up && self.network_answers > 0)));
+        choices.extend(std::iter::repeat_n(4, usize::from(self.host.has_events())));
         choices
             .extend(std::iter::repeat_n(3, usize::from(self.iam_up && !self.iam_queue.is_empty())));
         if choices.is_empty() {
@@ -243,45 +270,84 @@ impl Unit {
                 self.network_answers -= 1;
                 self.event(Event::NetworksUpdated { failed: Vec::new() });
             }
-            _ => self.iam_answer(),
+            3 => self.iam_answer(),
+            _ => {
+                let event = self.host.next_event().expect("chosen because it is there");
+                self.event(event);
+            }
         }
-        self.host_events();
         true
     }
 
     fn job(&mut self, job: impl FnOnce() -> aos_servicemanager::model::job::JobDone) {
         match catch_unwind(AssertUnwindSafe(job)) {
-            Ok(done) => {
-                self.host_events();
-                self.event(Event::Done(done));
-            }
+            Ok(done) => self.event(Event::Done(done)),
             Err(payload) if payload.is::<Crash>() => self.state = None,
             Err(payload) => std::panic::resume_unwind(payload),
         }
     }
 
     pub fn host_events(&mut self) {
-        for event in self.host.take_events() {
+        while let Some(event) = self.host.next_event() {
             self.event(event);
         }
     }
 
+    /// As the iam thread does: the newest wish for an instance replaces an older registration.
+    fn ask_iam(&mut self, command: IamCommand) {
+        let (IamCommand::Register { id: of, .. } | IamCommand::Unregister { id: of, .. }) =
+            &command
+        else {
+            return;
+        };
+        self.iam_queue.retain(|c| !matches!(c, IamCommand::Register { id, .. } if id == of));
+        self.iam_queue.push_back(command);
+    }
+
+    /// A registration that exists keeps its secret and its permissions.
     fn iam_answer(&mut self) {
         match self.iam_queue.pop_front() {
-            Some(IamCommand::Register { id, .. }) => {
+            Some(IamCommand::Register { id, ask, ident, permissions }) => {
                 self.secrets += 1;
-                let secret = format!("secret-{}", self.secrets);
-                let secret = self.iam.entry(id.clone()).or_insert(secret).clone();
-                self.event(Event::Iam(IamEvent::Registered {
-                    id,
-                    result: Ok(secret.as_str().into()),
-                }));
+                let new = (format!("secret-{}", self.secrets), (*permissions).clone());
+                let result = if self.iam_refuses {
+                    Err(Failure::text("refused"))
+                } else {
+                    Ok(self.iam.entry(ident).or_insert(new).0.as_str().into())
+                };
+                self.event(Event::Iam(IamEvent::Registered { id, ask, result }));
             }
-            Some(IamCommand::Unregister { id, .. }) => {
-                self.iam.remove(&id);
+            Some(IamCommand::Unregister { ident, .. }) => {
+                self.iam.remove(&ident);
             }
             Some(IamCommand::Stop) | None => {}
         }
+    }
+
+    fn set_config(&mut self, work: NodeConfigWork) -> Event {
+        let refused = self.refuses_config;
+        if work.store && !refused {
+            self.node_config.version.clone_from(&work.config.version);
+            self.node_config.config = Arc::new(work.config);
+        }
+        let result = if refused { Err(Failure::text("not valid")) } else { Ok(()) };
+        Event::NodeConfigStored { session: work.session, result }
+    }
+
+    /// Every running instance is watched and has the secret and the permissions that IAM knows.
+    pub fn check_running(&self) {
+        let running: BTreeSet<InstanceId> = self.host.running().into_keys().collect();
+        assert_eq!(running, self.watched, "the monitor watches what runs");
+        let mut known = BTreeSet::new();
+        for row in self.rows.instances.iter().filter(|row| running.contains(&row.id)) {
+            let ident = &row.instance.ident;
+            let wanted = self.host.config(ident.service_id.as_str()).service.permissions;
+            let told = self.iam.get(ident);
+            assert_eq!(self.host.secret_of(&row.id).as_ref(), told.map(|t| &t.0), "{ident}");
+            assert_eq!(wanted.as_ref(), told.map(|t| &t.1), "{ident}");
+            known.extend(told.map(|_| ident.clone()));
+        }
+        assert_eq!(known, self.iam.keys().cloned().collect(), "no other registration is left");
     }
 
     /// Time passes, up to the next deadline at most `limit` away; false = there is none.
