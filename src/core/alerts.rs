@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 
-use crate::model::status::{Alert, AlertPayload};
+use crate::model::id::InstanceIdent;
+use crate::model::status::{Alert, AlertPayload, QuotaStatus};
 
 /// Entries of the ring (D19).
 pub const MAX_ALERTS: usize = 1024;
 /// Text of all entries together, bytes (D19).
 pub const MAX_TEXT_BYTES: usize = 256 * 1024;
+/// Of them at most so many that were derived from log lines.
+pub const MAX_LINES: usize = 64;
 /// Alerts that are with cm-tx at a time.
 pub const MAX_IN_FLIGHT: usize = 8;
 
@@ -21,14 +24,39 @@ pub struct AlertRing {
     dropped: u64,
 }
 
-/// Lower is dropped first: log lines, then quota crossings, then everything else.
+/// Lower is dropped first: log lines, then devices and configurations, then quotas, of which
+/// anyway only the newest are kept.
 fn class(alert: &Alert) -> u8 {
     match alert.payload {
         AlertPayload::System { .. } | AlertPayload::Instance { .. } => 0,
         AlertPayload::Core { .. } => 1,
-        AlertPayload::SystemQuota { .. } | AlertPayload::InstanceQuota { .. } => 2,
-        AlertPayload::ResourceValidate { .. } | AlertPayload::DeviceAllocate { .. } => 3,
+        AlertPayload::ResourceValidate { .. } | AlertPayload::DeviceAllocate { .. } => 2,
+        AlertPayload::SystemQuota { .. } | AlertPayload::InstanceQuota { .. } => 3,
     }
+}
+
+fn is_line(alert: &Alert) -> bool {
+    class(alert) <= 1
+}
+
+/// Scope, parameter and status of a quota alert.
+fn quota(alert: &Alert) -> Option<(Option<&InstanceIdent>, &str, QuotaStatus)> {
+    match &alert.payload {
+        AlertPayload::SystemQuota { parameter, status, .. } => Some((None, parameter, *status)),
+        AlertPayload::InstanceQuota { ident, parameter, status, .. } => {
+            Some((Some(ident), parameter, *status))
+        }
+        _ => None,
+    }
+}
+
+/// Is `old` of no more use once `new` is there? A pending `raise` stays until there is a new one.
+fn replaces(new: &Alert, old: &Alert) -> bool {
+    let (Some((scope, parameter, status)), Some(old)) = (quota(new), quota(old)) else {
+        return false;
+    };
+    let raise = QuotaStatus::Raise;
+    (scope, parameter) == (old.0, old.1) && (status == raise || old.2 != raise)
 }
 
 fn text_bytes(alert: &Alert) -> usize {
@@ -47,8 +75,15 @@ fn text_bytes(alert: &Alert) -> usize {
 impl AlertRing {
     /// Appends an alert, making room if needed.
     pub fn push(&mut self, alert: Alert) {
+        if quota(&alert).is_some() {
+            self.drop_replaced(&alert);
+        }
         let bytes = text_bytes(&alert);
-        while self.ring.len() >= MAX_ALERTS || self.text_bytes + bytes > MAX_TEXT_BYTES {
+        if bytes > MAX_TEXT_BYTES {
+            self.dropped += 1;
+            return;
+        }
+        while self.is_full(&alert, bytes) {
             if !self.drop_one(class(&alert)) {
                 self.dropped += 1;
                 return;
@@ -56,6 +91,24 @@ impl AlertRing {
         }
         self.text_bytes += bytes;
         self.ring.push_back(alert);
+    }
+
+    fn is_full(&self, new: &Alert, bytes: usize) -> bool {
+        let lines = || self.ring.iter().filter(|a| is_line(a)).count();
+        self.ring.len() >= MAX_ALERTS
+            || self.text_bytes + bytes > MAX_TEXT_BYTES
+            || (is_line(new) && lines() >= MAX_LINES)
+    }
+
+    /// Takes out waiting quota alerts that a newer one makes useless: not counted as lost.
+    fn drop_replaced(&mut self, new: &Alert) {
+        let sent = self.in_flight;
+        let mut at = 0;
+        self.ring.retain(|old| {
+            at += 1;
+            at <= sent || !replaces(new, old)
+        });
+        self.text_bytes = self.ring.iter().map(text_bytes).sum();
     }
 
     /// Drops the oldest waiting alert of the lowest class that is not above `limit`.
@@ -73,8 +126,17 @@ impl AlertRing {
         true
     }
 
-    /// The alerts that may go to cm-tx now.
-    pub fn next_batch(&mut self) -> Vec<Alert> {
+    /// The alerts that may go to cm-tx now. When nothing is with it and some were lost since the last
+    /// time, one tells how many.
+    pub fn next_batch(&mut self, now_ms: i64) -> Vec<Alert> {
+        if self.in_flight == 0 && self.dropped > 0 {
+            let message = format!("{} alerts were dropped", std::mem::take(&mut self.dropped));
+            log::warn!("{message}");
+            let payload = AlertPayload::Core { component: "aos-servicemanager".into(), message };
+            let alert = Alert { time_ms: now_ms, payload };
+            self.text_bytes += text_bytes(&alert);
+            self.ring.push_front(alert);
+        }
         let from = self.in_flight;
         let till = self.ring.len().min(MAX_IN_FLIGHT);
         self.in_flight = self.in_flight.max(till);
@@ -97,11 +159,6 @@ impl AlertRing {
         self.in_flight = 0;
     }
 
-    /// Alerts lost to the limits since the last call.
-    pub fn take_dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.dropped)
-    }
-
     pub fn is_empty(&self) -> bool {
         self.ring.is_empty()
     }
@@ -110,57 +167,90 @@ impl AlertRing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::status::QuotaStatus;
+    use QuotaStatus::{Continue, Fall, Raise};
 
     fn line(message: &str) -> Alert {
         Alert { time_ms: 0, payload: AlertPayload::System { message: message.into() } }
     }
 
-    fn quota(value: u64) -> Alert {
-        let payload = AlertPayload::SystemQuota {
-            parameter: "cpu".into(),
-            value,
-            status: QuotaStatus::Raise,
-        };
+    fn about(parameter: &str, status: QuotaStatus) -> Alert {
+        let payload = AlertPayload::SystemQuota { parameter: parameter.into(), value: 1, status };
         Alert { time_ms: 0, payload }
+    }
+
+    fn quota(number: usize) -> Alert {
+        about(&number.to_string(), Raise)
+    }
+
+    fn lost(count: u64) -> Alert {
+        let message = format!("{count} alerts were dropped");
+        let payload = AlertPayload::Core { component: "aos-servicemanager".into(), message };
+        Alert { time_ms: 5, payload }
     }
 
     #[test]
     fn at_most_eight_with_the_sender() {
         let mut ring = AlertRing::default();
         (0..20).for_each(|i| ring.push(quota(i)));
-        assert_eq!(ring.next_batch().len(), MAX_IN_FLIGHT);
-        assert!(ring.next_batch().is_empty());
+        assert_eq!(ring.next_batch(5).len(), MAX_IN_FLIGHT);
+        assert!(ring.next_batch(5).is_empty());
         ring.sent();
-        assert_eq!(ring.next_batch(), [quota(8)]);
+        assert_eq!(ring.next_batch(5), [quota(8)]);
         ring.stream_lost();
-        assert_eq!(ring.next_batch()[0], quota(1));
+        assert_eq!(ring.next_batch(5)[0], quota(1));
     }
 
     #[test]
-    fn full_by_number_drops_lines_before_quotas() {
+    fn of_a_quota_the_newest_and_a_raise_are_kept() {
+        let check = |pushed: &[QuotaStatus], kept: &[QuotaStatus]| {
+            let mut ring = AlertRing::default();
+            pushed.iter().for_each(|status| ring.push(about("cpu", *status)));
+            ring.push(about("ram", Fall));
+            let mut expect: Vec<Alert> = kept.iter().map(|s| about("cpu", *s)).collect();
+            expect.push(about("ram", Fall));
+            assert_eq!(ring.next_batch(5), expect, "{pushed:?}");
+        };
+        check(&[Raise, Continue, Continue], &[Raise, Continue]);
+        check(&[Raise, Continue, Fall], &[Raise, Fall]);
+        check(&[Raise, Fall, Raise], &[Raise]);
+        check(&[Fall, Fall], &[Fall]);
         let mut ring = AlertRing::default();
-        ring.push(quota(1));
-        (0..MAX_ALERTS).for_each(|i| ring.push(line(&i.to_string())));
-        assert_eq!(ring.take_dropped(), 1);
-        assert_eq!(ring.next_batch()[..2], [quota(1), line("1")]);
+        ring.push(about("cpu", Fall));
+        ring.next_batch(5);
+        ring.push(about("cpu", Raise));
+        assert_eq!(ring.next_batch(5), [about("cpu", Raise)], "what is being sent stays");
+    }
+
+    #[test]
+    fn full_by_number() {
+        let mut ring = AlertRing::default();
+        ring.push(line("old"));
+        (0..MAX_ALERTS).for_each(|i| ring.push(quota(i)));
+        assert_eq!(ring.next_batch(5)[..2], [lost(1), quota(0)]);
+        assert!(ring.next_batch(5).is_empty());
+    }
+
+    #[test]
+    fn full_of_lines() {
+        let mut ring = AlertRing::default();
+        (0..=MAX_LINES).for_each(|i| ring.push(line(&i.to_string())));
+        assert_eq!(ring.next_batch(5)[..2], [lost(1), line("1")]);
     }
 
     #[test]
     fn full_by_text() {
         let mut ring = AlertRing::default();
         (0..5).for_each(|_| ring.push(line(&"x".repeat(MAX_TEXT_BYTES / 4))));
-        assert_eq!(ring.take_dropped(), 1);
         ring.push(line(&"x".repeat(MAX_TEXT_BYTES + 1)));
-        assert!(ring.is_empty());
+        let batch = ring.next_batch(5);
+        assert_eq!((&batch[0], batch.len()), (&lost(2), 5));
     }
 
     #[test]
     fn a_line_never_displaces_something_higher() {
         let mut ring = AlertRing::default();
-        (0..MAX_ALERTS as u64).for_each(|i| ring.push(quota(i)));
+        (0..MAX_ALERTS).for_each(|i| ring.push(quota(i)));
         ring.push(line("x"));
-        assert_eq!(ring.take_dropped(), 1);
-        assert_eq!(ring.next_batch()[0], quota(0));
+        assert_eq!(ring.next_batch(5)[..2], [lost(1), quota(0)]);
     }
 }

@@ -11,7 +11,7 @@ use crate::model::command::CmCommand;
 use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
 use crate::model::failure::Failure;
-use crate::model::id::{InstanceId, InstanceIdent};
+use crate::model::id::{InstanceId, InstanceIdent, ServiceKey};
 use crate::model::job::{Found, JobDone, Record, StartKind, Started, StopOutcome, StopScope};
 use crate::model::status::{CmReport, ErrorInfo};
 use crate::model::store::{Change, StoredInstance};
@@ -258,17 +258,21 @@ impl State {
     fn surveyed(&mut self, found: Vec<Found>) {
         self.exec_ended();
         self.survey = Survey::Done;
+        self.stale_goals = true;
         for Found { id, record } in found {
-            match (self.instances.get_mut(&id), record) {
-                (Some(instance), Some(record)) => instance.phase = Phase::Found(Box::new(record)),
-                (Some(instance), None) => instance.phase = Phase::Grace(Duration::ZERO),
-                (None, record) => {
-                    if let Some(record) = record.filter(|r| !r.secret_hash.is_empty()) {
-                        self.unregister.push((id.clone(), record.ident));
-                    }
-                    self.orphans.insert(id, Orphan::default());
+            let service = record.as_ref().map(Record::service);
+            let Some(instance) = self.instances.get_mut(&id) else {
+                if let Some(record) = record.filter(|r| !r.secret_hash.is_empty()) {
+                    self.unregister.push((id.clone(), record.ident));
                 }
-            }
+                self.orphans.insert(id, Orphan { service, ..Orphan::default() });
+                continue;
+            };
+            instance.left = service;
+            instance.phase = match record {
+                Some(record) => Phase::Found(Box::new(record)),
+                None => Phase::Grace(Duration::ZERO),
+            };
         }
     }
 
@@ -322,6 +326,7 @@ impl State {
             Ok(Started { pid }) => {
                 log::info!("adopted instance={id} ident={} pid={pid}", instance.desired.ident);
                 instance.phase = Phase::Running;
+                instance.left = None;
                 instance.next_start = StartKind::Again;
                 instance.verdict = Verdict::Given;
                 instance.pid = pid;
@@ -456,6 +461,12 @@ impl State {
     }
 }
 
+impl Record {
+    pub(crate) fn service(&self) -> ServiceKey {
+        ServiceKey { id: self.ident.service_id.clone(), version: self.service_version.clone() }
+    }
+}
+
 impl Instance {
     /// A series of attempts has failed for good; nothing of it is left.
     pub(crate) fn fail(&mut self, error: ErrorInfo) {
@@ -493,6 +504,7 @@ impl Instance {
         self.give_up = false;
         self.next_start = StartKind::Fresh;
         self.inputs = None;
+        self.left = None;
         self.node_config = None;
         self.running_digest.clear();
         self.restart = false;

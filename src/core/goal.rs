@@ -92,8 +92,7 @@ impl State {
         if !goal.keeps() {
             return Goal::Wait;
         }
-        let id_of_service = instance.desired.ident.service_id.clone();
-        let key = ServiceKey { id: id_of_service, version: record.service_version.clone() };
+        let key = record.service();
         self.goal_of_version(now, id, &key, pass)
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::core::limiter::RunRules;
 use crate::model::desired::DesiredInstance;
 use crate::model::event::Exit;
-use crate::model::id::InstanceId;
+use crate::model::id::{InstanceId, ServiceKey};
 use crate::model::job::{LimiterState, Permissions, Record, StartKind};
 use crate::model::node::{Device, NodeConfig, Resource};
 use crate::model::service::{InstalledService, ServiceImage};
@@ -138,6 +138,8 @@ pub struct Instance {
     pub wanted: bool,
     pub phase: Phase,
     pub goal: Goal,
+    /// What an earlier life started it from; none once it is adopted or gone.
+    pub left: Option<ServiceKey>,
     /// While what was found waits for another version: whether it can run on as it is.
     pub stay: Goal,
     /// The node configuration that it runs with; a newer one counts from the next request or start
@@ -191,6 +193,7 @@ impl Instance {
             wanted: true,
             phase: Phase::Absent,
             goal: Goal::Wait,
+            left: None,
             stay: Goal::Wait,
             node_config: None,
             alerted: false,

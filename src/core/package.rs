@@ -70,7 +70,8 @@ pub struct Packages {
     pending: BTreeMap<PackageKey, Pending>,
     installing: Option<PackageKey>,
     removing: Option<PackageKey>,
-    discard: Vec<PathBuf>,
+    /// Directories without a row, to be removed as soon as nothing runs from them.
+    discard: Vec<(PackageKey, PathBuf)>,
     /// A job removes one of them.
     discarding: bool,
     /// What the running install may evict: not to be relied on until it has ended.
@@ -253,19 +254,20 @@ impl Packages {
         let broken = self.services.values().filter(|s| matches!(s.image, Image::Broken(_)));
         let broken: Vec<Arc<InstalledService>> = broken.map(|s| s.row.clone()).collect();
         for row in broken {
-            self.discard.push(row.path.clone());
-            self.forget(&PackageKey::Service(row.key.clone()), changes);
+            let key = PackageKey::Service(row.key.clone());
+            self.forget(&key, changes);
+            self.discard.push((key, row.path.clone()));
         }
     }
 
     /// The next directory without a row that is to be removed; one at a time.
-    pub fn next_discard(&mut self) -> Option<PathBuf> {
+    pub fn next_discard(&mut self, in_use: &BTreeSet<PackageKey>) -> Option<PathBuf> {
         if self.discarding || self.installing.is_some() {
             return None;
         }
-        let path = self.discard.pop()?;
+        let at = self.discard.iter().position(|(key, _)| !in_use.contains(key))?;
         self.discarding = true;
-        Some(path)
+        Some(self.discard.swap_remove(at).1)
     }
 
     /// The removal of a directory has ended.

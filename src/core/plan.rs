@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::limiter;
-use crate::core::package::Removal;
+use crate::core::package::{Image, Removal};
 use crate::core::state::{ONLINE_STORE_PERIOD, StartVerdict, State, Survey};
 use crate::core::{Effect, MonitorTarget, stop_signal};
-use crate::model::id::{InstanceId, PackageKey};
+use crate::model::id::{InstanceId, PackageKey, ServiceKey};
 use crate::model::job::{
     AdoptPlan, ExecJob, FetchJob, LimiterState, Record, StartKind, StartPlan, StopPlan, StopScope,
 };
+use crate::model::service::ServiceImage;
 use crate::model::status::ErrorInfo;
 use crate::model::store::Change;
 use crate::ports::Now;
@@ -141,10 +142,10 @@ impl State {
         if self.stopping || !self.tidied {
             return;
         }
-        if let Some(path) = self.packages.next_discard() {
+        let in_use = self.packages_in_use();
+        if let Some(path) = self.packages.next_discard(&in_use) {
             effects.push(Effect::Fetch(FetchJob::Discard { path }));
         }
-        let in_use = self.packages_in_use();
         if let Some(plan) = self.packages.next_install(&in_use, &mut self.changes) {
             effects.push(Effect::Fetch(FetchJob::Install(Box::new(plan))));
             return;
@@ -162,20 +163,31 @@ impl State {
 
     /// What a running, starting or wanted instance is made from; never evicted.
     fn packages_in_use(&self) -> BTreeSet<PackageKey> {
-        let undecided = |i: &Instance| matches!(i.phase, Phase::Found(_));
-        if self.survey != Survey::Done || self.instances.values().any(undecided) {
+        if self.survey != Survey::Done {
             // Nobody knows yet what runs.
             return self.packages.keys();
         }
         let mut used = BTreeSet::new();
-        let mut add = |inputs: &Inputs| {
-            used.insert(PackageKey::Service(inputs.service.key.clone()));
-            used.extend(inputs.image.layers.iter().cloned().map(PackageKey::Layer));
+        let mut add = |key: &ServiceKey, image: &ServiceImage| {
+            used.insert(PackageKey::Service(key.clone()));
+            used.extend(image.layers.iter().cloned().map(PackageKey::Layer));
         };
         for instance in self.instances.values() {
-            instance.inputs.iter().for_each(|inputs| add(inputs));
-            if let Goal::Run(inputs) = &instance.goal {
-                add(inputs);
+            let wanted = match &instance.goal {
+                Goal::Run(inputs) => Some(inputs),
+                _ => None,
+            };
+            for inputs in wanted.into_iter().chain(&instance.inputs) {
+                add(&inputs.service.key, &inputs.image);
+            }
+        }
+        let left = self.instances.values().filter_map(|i| i.left.as_ref());
+        for key in left.chain(self.orphans.values().filter_map(|o| o.service.as_ref())) {
+            match self.packages.installed_service(key).map(|s| &s.image) {
+                Some(Image::Read(image)) => add(key, image),
+                // Its layers are not known.
+                Some(_) => return self.packages.keys(),
+                None => add(key, &ServiceImage::default()),
             }
         }
         used
@@ -455,6 +467,7 @@ impl State {
             return self.give_up(id, &inputs, effects);
         }
         instance.retry = false;
+        instance.registered &= inputs.image.service.permissions.is_some();
         instance.restarts += u64::from(!first);
         let kind = instance.next_start;
         let started_at = u64::try_from(now.mono.as_nanos()).unwrap_or(u64::MAX);

@@ -10,9 +10,7 @@ use crate::core::state::{State, Survey};
 use crate::core::{Effect, NodeConfigWork};
 use crate::model::command::CmCommand;
 use crate::model::event::Session;
-use crate::model::status::{
-    Alert, AlertPayload, CmReport, ErrorInfo, InstanceStatus, NodeConfigStatus, RunState,
-};
+use crate::model::status::{CmReport, ErrorInfo, InstanceStatus, NodeConfigStatus, RunState};
 use crate::ports::Now;
 
 /// A registration gets its full status after so long even if instances are still on their way
@@ -187,14 +185,7 @@ impl State {
     }
 
     fn plan_alerts(&mut self, now: Now, session: Session, effects: &mut Vec<Effect>) {
-        let dropped = self.alerts.take_dropped();
-        if dropped > 0 {
-            let message = format!("{dropped} alerts were dropped");
-            log::warn!("{message}");
-            let payload = AlertPayload::Core { component: "aos-servicemanager".into(), message };
-            self.alerts.push(Alert { time_ms: now.wall_ms, payload });
-        }
-        for alert in self.alerts.next_batch() {
+        for alert in self.alerts.next_batch(now.wall_ms) {
             effects.push(Effect::Report(session, CmReport::Alert(alert)));
         }
     }

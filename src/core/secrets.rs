@@ -82,10 +82,11 @@ impl State {
         for (id, ident) in std::mem::take(&mut self.unregister) {
             effects.push(Effect::Iam(IamCommand::Unregister { id, ident }));
         }
+        let surveyed = self.survey == Survey::Done;
         for instance in self.instances.values_mut().filter(|i| i.registered) {
             let gone = !instance.wanted && !instance.is_present();
             let changed = match &instance.goal {
-                Goal::Run(inputs) => {
+                Goal::Run(inputs) if surveyed => {
                     instance.phase == Phase::Absent
                         && instance.permissions.as_deref()
                             != inputs.image.service.permissions.as_ref()
@@ -181,10 +182,10 @@ impl Instance {
 
     /// What the record of an adopted container says of its registration.
     pub(crate) fn resume_secret(&mut self, record: &Record, permissions: Option<Arc<Permissions>>) {
-        if record.secret_hash.is_empty() {
+        self.registered = !record.secret_hash.is_empty();
+        if !self.registered {
             return;
         }
-        self.registered = true;
         self.permissions = permissions;
         self.secret = Secret::Recheck { in_use_hash: record.secret_hash.clone() };
     }

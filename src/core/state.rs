@@ -11,7 +11,7 @@ use crate::core::package::Packages;
 use crate::model::command::CmCommand;
 use crate::model::desired::NetworkParams;
 use crate::model::event::Session;
-use crate::model::id::{InstanceId, InstanceIdent};
+use crate::model::id::{InstanceId, InstanceIdent, ServiceKey};
 use crate::model::node::NodeInfo;
 use crate::model::status::{Alert, AlertPayload, CmReport, ErrorInfo};
 use crate::model::store::{Change, Offline, Snapshot};
@@ -107,8 +107,10 @@ pub enum Survey {
 }
 
 /// Left by an earlier life of the daemon.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Orphan {
+    /// What it runs from.
+    pub service: Option<ServiceKey>,
     /// A job removes it.
     pub removing: bool,
     pub failed_removals: u32,
@@ -185,11 +187,19 @@ impl State {
         wall_ms: i64,
         new_id: fn() -> InstanceId,
     ) -> Self {
+        let mut changes = Vec::new();
+        if stored.offline.is_none() {
+            // The time without the cloud begins with the database.
+            let begin = Offline { accumulated_ms: 0, at_ms: wall_ms, online: false };
+            changes.push(Change::SetOffline(begin));
+        }
         let mut instances = BTreeMap::new();
         let mut by_ident = BTreeMap::new();
         for row in stored.instances {
             by_ident.insert(row.instance.ident.clone(), row.id.clone());
-            instances.insert(row.id.clone(), Instance::new(row.id, row.instance));
+            // An earlier life may have registered it and ended before it left a record.
+            let instance = Instance { registered: true, ..Instance::new(row.id, row.instance) };
+            instances.insert(instance.id.clone(), instance);
         }
         Self {
             policy,
@@ -220,7 +230,7 @@ impl State {
             overdue: false,
             pong_due: false,
             lives: Vec::new(),
-            changes: Vec::new(),
+            changes,
             reconnect_due: false,
             node_rules_due: true,
             asks: 0,

@@ -1,9 +1,10 @@
 //! Seeded disorder: random requests, faults of every port, the daemon killed in any port call.
 //! Whatever happened, the next life reaches the desired state and leaves nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use aos_servicemanager::model::event::Exit;
+use aos_servicemanager::model::event::{Event, Exit, IamEvent};
+use aos_servicemanager::model::job::Permissions;
 
 use super::host::next_random;
 use super::unit::{Unit, request};
@@ -69,6 +70,10 @@ fn check(unit: &Unit, wanted: &[(&str, &str)], seed: u64) {
     );
 }
 
+fn permissions() -> Permissions {
+    Permissions::from([("server".to_owned(), BTreeMap::new())])
+}
+
 /// A made-up crash is no failure of the test: nothing is printed about it.
 fn quiet_crashes() {
     static ONCE: std::sync::Once = std::sync::Once::new();
@@ -88,11 +93,19 @@ fn crashes_and_faults_converge() {
     for seed in 1..=400 {
         let mut random = seed * 7919;
         let mut unit = Unit::started(seed);
+        // IAM hears of half of the services.
+        for service in ["b", "d"] {
+            unit.host.configure(service, |image| image.service.permissions = Some(permissions()));
+        }
         for _ in 0..4 {
             unit.host.fail_per_mille(next_random(&mut random) % 100);
             unit.run(request(&random_request(&mut random)));
             unit.host.crash_in(1 + next_random(&mut random) % 60);
             some_steps(&mut unit, &mut random);
+            if next_random(&mut random).is_multiple_of(5) && unit.is_alive() {
+                unit.iam.clear();
+                unit.event(Event::Iam(IamEvent::Up { restarted: true }));
+            }
             if !unit.is_alive() {
                 unit.boot();
                 unit.connect();

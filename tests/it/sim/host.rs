@@ -27,7 +27,10 @@ struct Inner {
     bundles: BTreeMap<InstanceId, Option<Record>>,
     /// What was built for an id: service version.
     built: BTreeMap<InstanceId, String>,
-    networks: BTreeSet<InstanceId>,
+    /// And its image.
+    rootfs: BTreeMap<InstanceId, PathBuf>,
+    /// With the address.
+    networks: BTreeMap<InstanceId, String>,
     sinks: BTreeSet<InstanceId>,
     images: BTreeSet<PathBuf>,
     /// Service configurations by service id.
@@ -42,9 +45,12 @@ struct Inner {
     broken_urls: BTreeSet<String>,
     unkillable: BTreeSet<InstanceId>,
     fail_starts: bool,
+    /// Containers that end as soon as they are started.
+    stillborn: u64,
     /// What each start got: the secret.
     secrets: BTreeMap<InstanceId, Option<String>>,
     pub starts: u64,
+    attached: u64,
 }
 
 struct Container {
@@ -81,6 +87,14 @@ impl Inner {
         Ok(())
     }
 
+    /// An image goes only when nothing runs from it.
+    fn remove_image(&mut self, path: &Path) {
+        self.images.remove(path);
+        for (id, _) in self.containers.iter().filter(|(_, c)| c.running) {
+            assert!(self.rootfs[id] != path, "{id} runs from {path:?}");
+        }
+    }
+
     /// Like `call`, but for what must not fail.
     fn sure(&mut self) -> bool {
         if self.crashed {
@@ -106,6 +120,11 @@ impl Host {
 
     pub fn fail_per_mille(&self, per_mille: u64) {
         self.lock().fail_per_mille = per_mille;
+    }
+
+    /// The next `count` containers end as soon as they are started.
+    pub fn stillborn(&self, count: u64) {
+        self.lock().stillborn = count;
     }
 
     pub fn fail_starts(&self, fail: bool) {
@@ -148,6 +167,10 @@ impl Host {
         self.lock().configs.get(service).cloned().unwrap_or_default()
     }
 
+    pub fn attached(&self) -> u64 {
+        self.lock().attached
+    }
+
     pub fn starts(&self) -> u64 {
         self.lock().starts
     }
@@ -164,7 +187,6 @@ impl Host {
     pub fn secret_of(&self, id: &InstanceId) -> Option<String> {
         self.lock().secrets.get(id).cloned().flatten()
     }
-
 
     pub fn has_events(&self) -> bool {
         !self.lock().events.is_empty()
@@ -187,7 +209,7 @@ impl Host {
     pub fn present(&self) -> BTreeSet<InstanceId> {
         let inner = self.lock();
         let containers = inner.containers.keys().chain(inner.bundles.keys());
-        containers.chain(inner.networks.iter()).chain(inner.sinks.iter()).cloned().collect()
+        containers.chain(inner.networks.keys()).chain(inner.sinks.iter()).cloned().collect()
     }
 
     pub fn images(&self) -> BTreeSet<PathBuf> {
@@ -204,7 +226,7 @@ impl Runtime for Host {
         let mut inner = self.lock();
         inner.call("create")?;
         assert!(inner.bundles.contains_key(id), "a bundle before its container");
-        assert!(inner.networks.contains(id), "a network before its container");
+        assert!(inner.networks.contains_key(id), "a network before its container");
         // A stopped leftover is swept, as the real one does; a running one must never be there.
         let running = inner.containers.get(id).is_some_and(|c| c.running);
         assert!(!running, "one container for an id");
@@ -221,7 +243,14 @@ impl Runtime for Host {
             return Err(failure("start"));
         }
         inner.starts += 1;
-        inner.containers.get_mut(id).expect("created before it starts").running = true;
+        let stillborn = inner.stillborn > 0;
+        let container = inner.containers.get_mut(id).expect("created before it starts");
+        container.running = !stillborn;
+        if stillborn {
+            let pid = container.pid;
+            inner.stillborn -= 1;
+            inner.events.push_back(Event::Exited { id: id.clone(), pid, exit: Exit::Code(7) });
+        }
         Ok(())
     }
 
@@ -280,6 +309,7 @@ impl Bundles for Host {
             assert!(inner.images.contains(layer), "the layers of a started service exist");
         }
         let secret = plan.secret.as_deref().map(str::to_owned);
+        inner.rootfs.insert(plan.id.clone(), plan.service.path.clone());
         inner.secrets.insert(plan.id.clone(), secret);
         inner.built.insert(plan.id.clone(), plan.service.key.version.to_string());
         Ok(())
@@ -316,14 +346,18 @@ impl Network for Host {
     fn attach(&self, plan: &NetworkPlan) -> Result<(), Failure> {
         let mut inner = self.lock();
         inner.call("attach")?;
-        inner.networks.insert(plan.id.clone());
+        inner.attached += 1;
+        let ip = plan.params.ip.clone();
+        let taken = |other: &String| !ip.is_empty() && *other == ip;
+        assert!(!inner.networks.values().any(taken), "the address {ip} is still in use");
+        inner.networks.insert(plan.id.clone(), ip);
         Ok(())
     }
 
     fn adopt(&self, plan: &NetworkPlan) -> Result<(), Failure> {
         let mut inner = self.lock();
         inner.call("adopt network")?;
-        inner.networks.contains(&plan.id).then_some(()).ok_or_else(|| failure("network"))
+        inner.networks.contains_key(&plan.id).then_some(()).ok_or_else(|| failure("network"))
     }
 
     fn detach(&self, id: &InstanceId) -> Result<(), Failure> {
@@ -336,7 +370,7 @@ impl Network for Host {
     fn survey(&self) -> Vec<InstanceId> {
         let mut inner = self.lock();
         inner.sure();
-        inner.networks.iter().cloned().collect()
+        inner.networks.keys().cloned().collect()
     }
 }
 
@@ -377,7 +411,7 @@ impl Images for Host {
             return Err(failure("download"));
         }
         if let Some(evictable) = plan.evictable.first() {
-            inner.images.remove(&evictable.path);
+            inner.remove_image(&evictable.path);
             evicted.push(evictable.key.clone());
         }
         inner.call("install")?;
@@ -429,7 +463,7 @@ impl Images for Host {
     fn remove(&self, path: &Path) -> Result<(), Failure> {
         let mut inner = self.lock();
         inner.call("remove image")?;
-        inner.images.remove(path);
+        inner.remove_image(path);
         Ok(())
     }
 

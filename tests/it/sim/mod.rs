@@ -5,6 +5,10 @@ mod host;
 mod rows;
 mod unit;
 
+mod adoption;
 mod crashes;
+mod order;
 mod requests;
+mod secrets;
+mod statuses;
 mod supervision;

@@ -327,3 +327,84 @@ fn offline_too_long_stops_and_the_cloud_brings_back() {
     unit.settle();
     assert_eq!(unit.host.running().len(), 2);
 }
+
+#[test]
+fn an_install_that_crashed_the_daemon_twice_waits_for_the_next_request() {
+    let mut unit = Unit::started(18);
+    unit.run(request(&[("a", "1")]));
+    for _ in 0..2 {
+        assert!(unit.is_installing());
+        unit.kill();
+        unit.boot();
+        unit.connect();
+        while !unit.is_installing() && unit.step() {}
+    }
+    assert!(!unit.is_installing());
+    unit.settle();
+    assert_eq!(
+        unit.full_status()["a"],
+        "failed 1 cannot install service a 1: the daemon ended twice while installing it"
+    );
+    unit.run(request(&[("a", "1")]));
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active 1");
+}
+
+#[test]
+fn a_request_during_an_install_does_not_hide_that_it_crashes() {
+    let mut unit = Unit::started(19);
+    unit.run(request(&[("a", "1")]));
+    unit.run(request(&[("a", "1")]));
+    assert_eq!(unit.rows.wanted[0].attempts_begun, 1);
+}
+
+#[test]
+fn an_orderly_stop_during_an_install_is_no_crash() {
+    let mut unit = Unit::started(20);
+    unit.fetch_up = false;
+    unit.run(request(&[("a", "1")]));
+    unit.event(Event::Stop);
+    while unit.step() {}
+    assert!(!unit.is_alive(), "nobody waits for the install");
+    assert_eq!(unit.rows.wanted[0].attempts_begun, 0);
+    unit.fetch_up = true;
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active 1");
+}
+
+#[test]
+fn a_long_time_online_does_not_count_as_offline_after_a_crash() {
+    let mut unit = Unit::started(21);
+    unit.host.configure("t", |image| image.service.offline_ttl = Some(Duration::from_secs(600)));
+    unit.command(CmCommand::ConnectionStatus { online: true });
+    unit.run(request(&[("t", "1")]));
+    unit.settle();
+    for _ in 0..100 {
+        unit.advance(Duration::from_secs(3600));
+        unit.settle();
+    }
+    unit.boot();
+    unit.connect();
+    while unit.step() {}
+    assert_eq!(unit.full_status()["t"], "active 1");
+    assert_eq!(unit.host.starts(), 1);
+}
+
+#[test]
+fn time_without_power_counts_as_offline() {
+    let mut unit = Unit::started(22);
+    unit.host.configure("t", |image| image.service.offline_ttl = Some(Duration::from_secs(600)));
+    unit.run(request(&[("t", "1")]));
+    unit.settle();
+    assert_eq!(unit.full_status()["t"], "active 1");
+    unit.disconnect();
+    unit.kill();
+    unit.now.wall_ms += 700_000;
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    assert_eq!(unit.full_status()["t"], "failed 1 offline timeout");
+    assert!(unit.host.present().is_empty());
+}

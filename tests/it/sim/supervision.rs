@@ -224,3 +224,74 @@ fn a_stop_that_keeps_instances_is_followed_by_adoption() {
     unit.settle();
     assert_eq!(unit.host.starts(), 3, "adopted ones are supervised");
 }
+
+#[test]
+fn a_version_that_restarts_too_often_becomes_active_once_it_stays_up() {
+    let mut unit = Unit::started(12);
+    let mut wanted = request(&[("a", "1")]);
+    let mut second = super::unit::instance("a");
+    second.ident.instance = 1;
+    wanted.instances.push(second);
+    unit.run(wanted);
+    while unit.step() {}
+    let id = unit.rows.instances.iter().find(|r| r.instance.ident.instance == 1).unwrap();
+    let id = id.id.clone();
+    for _ in 0..4 {
+        let until = unit.now.mono + Duration::from_secs(3);
+        while unit.now.mono < until {
+            assert!(
+                unit.step() || unit.pass(Duration::from_millis(500)) || {
+                    unit.advance(Duration::from_millis(500));
+                    true
+                }
+            );
+        }
+        unit.host.exit(&id, Exit::Code(1));
+        unit.host_events();
+    }
+    unit.settle();
+    let deltas = unit.deltas();
+    assert!(format!("{:?}", unit.reports).contains("instance restarts too often"));
+    assert_eq!(deltas.last().unwrap(), "a active 1");
+}
+
+#[test]
+fn a_failed_start_whose_processes_survive_is_given_up() {
+    let mut unit = Unit::started(13);
+    unit.host.fail_starts(true);
+    unit.run(request(&[("a", "1")]));
+    let id = unit.id_of("a");
+    unit.host.make_unkillable(&id);
+    unit.settle();
+    assert!(unit.full_status()["a"].contains("unkillable"), "{:?}", unit.full_status());
+    assert!(unit.host.present().contains(&id), "nothing is removed below them");
+}
+
+#[test]
+fn an_automatic_restart_keeps_network_and_bundle() {
+    for adopted in [false, true] {
+        let mut unit = running(14);
+        if adopted {
+            unit.boot();
+            unit.settle();
+        }
+        let attached = unit.host.attached();
+        unit.host.exit(&unit.id_of("a"), Exit::Code(1));
+        unit.settle();
+        assert_eq!((unit.host.starts(), unit.host.attached()), (3, attached));
+    }
+}
+
+#[test]
+fn a_stop_that_keeps_instances_begins_nothing() {
+    let mut unit = running(15);
+    unit.policy.keep_instances_on_exit = true;
+    unit.boot();
+    unit.settle();
+    let starts = unit.host.starts();
+    unit.event(Event::Stop);
+    unit.run(request(&[("a", "2"), ("c", "1")]));
+    while unit.step() {}
+    assert!(!unit.is_alive());
+    assert_eq!((unit.host.running().len(), unit.host.starts()), (2, starts));
+}

@@ -1,0 +1,109 @@
+//! What an earlier life of the daemon left: kept, replaced, removed.
+
+use aos_servicemanager::model::event::{Event, Exit};
+
+use super::unit::{Unit, request};
+
+fn running(seed: u64) -> Unit {
+    let mut unit = Unit::started(seed);
+    unit.run(request(&[("a", "1")]));
+    unit.settle();
+    unit.reports.clear();
+    unit
+}
+
+#[test]
+fn an_old_version_is_supervised_while_the_new_one_is_not_there() {
+    let mut unit = running(1);
+    unit.fetch_up = false;
+    unit.run(request(&[("a", "2")]));
+    unit.settle();
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    assert_eq!(unit.host.starts(), 1, "adopted");
+    unit.check_running();
+    let id = unit.id_of("a");
+    unit.host.exit(&id, Exit::Code(1));
+    unit.settle();
+    assert_eq!((unit.host.starts(), &*unit.host.running()[&id]), (2, "1"));
+    unit.fetch_up = true;
+    unit.settle();
+    assert_eq!(unit.host.running()[&id], "2");
+    assert_eq!(unit.full_status()["a"], "active 2");
+    unit.check_running();
+}
+
+#[test]
+fn an_old_version_is_adopted_when_the_new_one_cannot_be_installed() {
+    let mut unit = running(2);
+    unit.host.break_url("file:///a-2");
+    unit.run(request(&[("a", "2")]));
+    unit.settle();
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    unit.check_running();
+    assert_eq!(unit.host.starts(), 1);
+    assert!(unit.full_status()["a"].starts_with("failed 2 cannot install"));
+}
+
+#[test]
+fn a_changed_instance_is_replaced() {
+    let mut unit = running(3);
+    unit.rows.instances[0].instance.uid += 1;
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    assert_eq!(unit.host.starts(), 2);
+    assert_eq!(unit.full_status()["a"], "active 1");
+}
+
+#[test]
+fn an_adopted_version_is_confirmed_when_its_time_has_come() {
+    let mut unit = Unit::started(4);
+    unit.run(request(&[("a", "1")]));
+    while unit.step() {}
+    assert!(!unit.rows.services[0].confirmed);
+    unit.boot();
+    unit.connect();
+    while unit.step() {}
+    assert_eq!(unit.full_status()["a"], "active 1", "at once");
+    assert!(!unit.rows.services[0].confirmed);
+    unit.settle();
+    assert!(unit.rows.services[0].confirmed);
+    assert_eq!(unit.host.starts(), 1);
+}
+
+#[test]
+fn killed_while_it_stops() {
+    for steps in 0..8 {
+        let mut unit = running(5 + steps);
+        unit.run(request(&[]));
+        for _ in 0..steps {
+            unit.step();
+        }
+        unit.boot();
+        unit.settle();
+        assert!(unit.host.present().is_empty());
+        unit.check_running();
+    }
+}
+
+#[test]
+fn a_stop_during_the_adoption() {
+    for keep in [false, true] {
+        for steps in 0..6 {
+            let mut unit = running(20 + steps);
+            unit.policy.keep_instances_on_exit = keep;
+            unit.boot();
+            for _ in 0..steps {
+                unit.step();
+            }
+            unit.event(Event::Stop);
+            while unit.step() {}
+            assert!(!unit.is_alive());
+            assert_eq!(unit.host.running().len(), usize::from(keep));
+        }
+    }
+}
