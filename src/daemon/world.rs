@@ -221,13 +221,13 @@ impl World {
             self.networks = Some(networks);
         }
         offer(&mut self.iam_backlog, |command| {
-            parts.iam.try_send(command).map_err(|e| e.into_inner())
+            parts.iam.try_send(command).err().map(|e| e.into_inner())
         });
         offer(&mut self.monitor_backlog, |command| {
-            parts.monitor.try_send(command).map_err(|e| e.into_inner())
+            parts.monitor.try_send(command).err().map(|e| e.into_inner())
         });
         offer(&mut self.signal_backlog, |(id, signal)| {
-            if parts.main.try_signal(&id, signal) { Ok(()) } else { Err((id, signal)) }
+            (!parts.main.try_signal(&id, signal)).then_some((id, signal))
         });
     }
 
@@ -338,9 +338,9 @@ impl Perform for World {
 }
 
 /// Hands over from the front until one is given back.
-fn offer<T>(backlog: &mut VecDeque<T>, mut hand_over: impl FnMut(T) -> Result<(), T>) {
+fn offer<T>(backlog: &mut VecDeque<T>, mut hand_over: impl FnMut(T) -> Option<T>) {
     while let Some(item) = backlog.pop_front() {
-        if let Err(item) = hand_over(item) {
+        if let Some(item) = hand_over(item) {
             return backlog.push_front(item);
         }
     }
