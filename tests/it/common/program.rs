@@ -144,12 +144,11 @@ pub fn run(command: &mut Command) -> (Option<i32>, String, String) {
     let [out, err] = [Arc::new(Output::default()), Arc::new(Output::default())];
     out.read(child.stdout.take().unwrap());
     err.read(child.stderr.take().unwrap());
-    let mut status = None;
-    wait_until("the end of a program", || {
-        status = child.try_wait().unwrap();
-        status.is_some()
-    });
+    // Killed if it does not end in time.
+    let mut program = Program { child, input: None, output: out.clone(), ended: None };
+    let status = program.end();
+    drop(program);
     // Whoever still has the pipes is not waited for.
     wait_until("the end of its output", || Arc::strong_count(&out) + Arc::strong_count(&err) == 2);
-    (status.unwrap().code(), out.all().join("\n"), err.all().join("\n"))
+    (status.code(), out.all().join("\n"), err.all().join("\n"))
 }
