@@ -154,6 +154,8 @@ impl Packages {
         now_ms: i64,
         changes: &mut Vec<Change>,
     ) {
+        // A clock that is not set yet must not make a package look old once it is.
+        let now_ms = self.newest_time().map_or(now_ms, |newest| newest.max(now_ms));
         let next =
             |wanted: bool, old: Option<i64>| if wanted { None } else { old.or(Some(now_ms)) };
         for (key, service) in &mut self.services {
@@ -174,6 +176,14 @@ impl Packages {
                 changes.push(Change::PutLayer(row.clone()));
             }
         }
+    }
+
+    /// The newest time of all rows: the clock has been there once.
+    fn newest_time(&self) -> Option<i64> {
+        let services = self.services.values();
+        let services = services.map(|s| (s.row.installed_at_ms, s.row.unused_since_ms));
+        let layers = self.layers.values().map(|l| (l.installed_at_ms, l.unused_since_ms));
+        services.chain(layers).map(|(at, since)| since.map_or(at, |since| since.max(at))).max()
     }
 
     /// The version of a service that instances are to run: the highest wanted one.

@@ -3,9 +3,10 @@
 //! Statuses are level-triggered: what is sent is worked out from the state when it may be sent, so
 //! nothing queues up while the CM is away and a new registration gets the full picture.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::instance::{Instance, Reported};
+use crate::core::instance::{Goal, Instance, Reported};
 use crate::core::state::{State, Survey};
 use crate::core::{Effect, NodeConfigWork};
 use crate::model::command::CmCommand;
@@ -198,9 +199,17 @@ impl Instance {
         self.reported = Some(Reported { state, error: error.clone() });
         InstanceStatus {
             ident: self.desired.ident.clone(),
-            service_version: self.goal_version.clone(),
+            service_version: self.reported_version(),
             state,
             error,
+        }
+    }
+
+    /// While a new version is on its way, the status is that of the old one, which goes on.
+    fn reported_version(&self) -> Arc<str> {
+        match &self.inputs {
+            Some(inputs) if self.goal == Goal::Wait => inputs.service.key.version.clone(),
+            _ => self.goal_version.clone(),
         }
     }
 

@@ -10,11 +10,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::{Sender, TrySendError, bounded};
 
 use crate::cm::CmRxCommand;
 use crate::cm::sender::CmTxCommand;
 use crate::core::{Effect, MonitorTarget, NodeConfigWork, Perform};
+use crate::daemon::deltas::Deltas;
 use crate::event_loop::LoopHandle;
 use crate::logs::capture::CaptureCommand;
 use crate::logs::serve::{LogCommand, LogOutput};
@@ -82,6 +83,7 @@ pub(super) struct World {
     signal_backlog: VecDeque<(InstanceId, i32)>,
     networks: Option<Vec<NetworkParams>>,
     pong_due: bool,
+    deltas: Deltas,
 }
 
 /// Tells the threads that would not end by themselves.
@@ -115,6 +117,7 @@ impl World {
             signal_backlog: VecDeque::new(),
             networks: None,
             pong_due: false,
+            deltas: Deltas::default(),
         }
     }
 
@@ -211,6 +214,7 @@ impl World {
     /// Hands on what waits for a place. Core asks once per instance, so that each backlog is bounded
     /// by their number.
     fn flush(&mut self) {
+        self.send_deltas();
         let parts = &self.parts;
         if self.pong_due {
             self.pong_due = !parts.main.pong();
@@ -233,19 +237,38 @@ impl World {
 
     fn has_backlog(&self) -> bool {
         self.pong_due
+            || !self.deltas.is_empty()
             || self.networks.is_some()
             || !self.iam_backlog.is_empty()
             || !self.monitor_backlog.is_empty()
             || !self.signal_backlog.is_empty()
     }
 
-    fn report(&self, session: Session, mut report: CmReport) {
-        if let CmReport::EnvStatus(items) = &mut report
-            && !self.store_error.is_empty()
-        {
-            not_stored(items, &self.store_error);
+    fn report(&mut self, session: Session, mut report: CmReport) {
+        match &mut report {
+            CmReport::EnvStatus(items) if !self.store_error.is_empty() => {
+                not_stored(items, &self.store_error);
+            }
+            CmReport::RunStatus(_) => self.deltas.forget(),
+            CmReport::UpdateStatus(statuses) => {
+                self.deltas.merge(session, std::mem::take(statuses));
+                return self.send_deltas();
+            }
+            _ => {}
         }
         self.answer(self.parts.cm_tx.try_send(CmTxCommand::Report { session, report }).is_ok());
+    }
+
+    /// Statuses are merged while the stream is slow, not queued.
+    fn send_deltas(&mut self) {
+        let Some((session, statuses)) = self.deltas.take() else { return };
+        let report = CmReport::UpdateStatus(statuses);
+        let sent = self.parts.cm_tx.try_send(CmTxCommand::Report { session, report });
+        if let Err(TrySendError::Full(CmTxCommand::Report { session, report })) = sent
+            && let CmReport::UpdateStatus(statuses) = report
+        {
+            self.deltas.merge(session, statuses);
+        }
     }
 
     /// A message that the CM waits for, or that changes its picture, must not be lost silently.
@@ -256,7 +279,7 @@ impl World {
         }
     }
 
-    fn log(&self, session: Session, request: LogRequest) {
+    fn log(&mut self, session: Session, request: LogRequest) {
         let log_id = request.log_id.clone();
         if self.parts.logs.try_send(LogCommand::Request { session, request }).is_err() {
             let error = ErrorInfo::text("too many log requests at a time");
@@ -425,5 +448,57 @@ impl LogOutput for LogOut {
         let command = CmTxCommand::LogPart { session, part, reply };
         self.cm_tx.send_timeout(command, LOG_PART_LIMIT).is_ok()
             && matches!(sent.recv_timeout(LOG_PART_LIMIT), Ok(Ok(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::desired::InstanceFilter;
+
+    #[test]
+    fn a_backlog_keeps_its_order() {
+        let (send, inbox) = bounded(2);
+        let mut backlog: VecDeque<u32> = (0..5).collect();
+        let mut seen = Vec::new();
+        while seen.len() < 5 {
+            offer(&mut backlog, |item| send.try_send(item).err().map(|e| e.into_inner()));
+            assert!(inbox.len() <= 2);
+            seen.extend(inbox.try_iter());
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 4]);
+        assert!(backlog.is_empty());
+    }
+
+    #[test]
+    fn variables_that_were_not_stored() {
+        let own = || Some(ErrorInfo::text("expired"));
+        let variables = vec![("A".to_owned(), None), ("B".to_owned(), own())];
+        let mut items = [EnvStatus { filter: InstanceFilter::default(), variables }];
+        not_stored(&mut items, "disk full");
+        let stored = Some(ErrorInfo::text("cannot be stored: disk full"));
+        assert_eq!(items[0].variables, [("A".to_owned(), stored), ("B".to_owned(), own())]);
+    }
+
+    #[test]
+    fn devices_of_a_node_configuration() {
+        let check = |host: &str, group: &str, expect: &[&str]| {
+            let device = Device {
+                host_devices: vec![host.into()],
+                groups: vec![group.into()],
+                ..Device::default()
+            };
+            let errors: Vec<String> =
+                device_errors(&device).into_iter().map(|e| e.message).collect();
+            assert_eq!(errors, expect);
+        };
+        check("/dev/null", "root", &[]);
+        check("/dev/null:/dev/nothing", "root", &[]);
+        check("/dev/no-such", "root", &["device /dev/no-such is not present on system"]);
+        check("/etc/passwd", "root", &["device /etc/passwd is not present on system"]);
+        let outside = "/dev/../etc/passwd";
+        check(outside, "root", &[&format!("device {outside} is not present on system")]);
+        check("/dev/null", "no-such", &["no-such group is not present on system"]);
+        check("/dev/null", "", &[" group is not present on system"]);
     }
 }

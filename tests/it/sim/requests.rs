@@ -408,3 +408,25 @@ fn time_without_power_counts_as_offline() {
     assert_eq!(unit.full_status()["t"], "failed 1 offline timeout");
     assert!(unit.host.present().is_empty());
 }
+
+#[test]
+fn a_clock_that_is_not_set_removes_no_package() {
+    let mut unit = Unit::started(23);
+    unit.run(request(&[("a", "1"), ("b", "1")]));
+    unit.settle();
+    let set = unit.now.wall_ms;
+    unit.rows.services.iter_mut().for_each(|row| row.installed_at_ms = set);
+    unit.now.wall_ms = 0;
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    unit.run(request(&[("a", "1")]));
+    unit.settle();
+    unit.now.wall_ms = set + 1000;
+    unit.event(Event::ClockChanged);
+    unit.settle();
+    assert_eq!(unit.rows.services.len(), 2);
+    unit.advance(Duration::from_secs(30 * 24 * 3600 + 1));
+    unit.settle();
+    assert_eq!(unit.rows.services.len(), 1, "its time has passed");
+}

@@ -168,3 +168,15 @@ fn alerts_wait_for_the_cm_and_tell_how_many_were_lost() {
     let alerts = unit.reports.iter().filter(|r| matches!(r, CmReport::Alert(_))).count();
     assert_eq!(alerts, 9);
 }
+
+#[test]
+fn an_old_version_is_not_reported_as_the_new_one() {
+    let mut unit = running(10, &[("a", "1")]);
+    unit.fetch_up = false;
+    unit.run(request(&[("a", "2")]));
+    unit.advance(Duration::from_secs(9 * 60));
+    assert_eq!(unit.full_status()["a"], "active 1");
+    unit.fetch_up = true;
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active 2");
+}
