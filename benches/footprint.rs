@@ -78,7 +78,8 @@ fn idle(host: &Host, unit: &mut Unit, table: &mut Table) -> Outcome<Memory> {
     let cpu = proc::cpu_ms(pid)?;
     sleep(Duration::from_secs(seconds));
     let (after, written_after) = (proc::switches(pid)?, proc::written(pid)?);
-    let cpu = (proc::cpu_ms(pid)? - cpu) / seconds as f64;
+    let used = |cpu: BTreeMap<String, f64>| cpu.values().sum::<f64>();
+    let cpu = (used(proc::cpu_ms(pid)?) - used(cpu)) / seconds as f64;
     let names = proc::threads(pid)?;
     let woken = |tid: &u32| after[tid] - before.get(tid).copied().unwrap_or(0);
     let wakeups = after.keys().map(woken).sum::<u64>() as f64 / seconds as f64;
@@ -127,25 +128,23 @@ fn growth(unit: &mut Unit, table: &mut Table, idle: Memory, most: usize) -> Outc
     let mut seen = Vec::new();
     for count in [16, 64, 256, 1024].into_iter().filter(|&count| count <= most) {
         unit.run(count)?;
-        // The next sample of the monitor has them all.
-        sleep(Duration::from_secs(POLL_SECONDS + 1));
+        // The next sample of the monitor has them all; what the last start has needed is given
+        // back once in a minute.
+        let pause = if count == most { Duration::from_secs(60) } else { Duration::ZERO };
+        sleep(pause + Duration::from_secs(POLL_SECONDS + 1));
         let memory = Memory::of(unit.pid()?)?;
         let name = format!("PSS with {count} instances");
         table.note(name, "MiB", memory.pss_kib as f64 / 1024.0);
         table.note("  of it anonymous", "MiB", memory.anonymous_kib as f64 / 1024.0);
         seen.push((count, memory));
     }
-    let (Some(first), Some(last)) = (seen.first(), seen.last()) else {
-        return Err("--most must be at least 16".into());
-    };
+    let Some(last) = seen.last() else { return Err("--most must be at least 16".into()) };
     let per_instance = |from: u64, to: u64, count: usize| (to as f64 - from as f64) / count as f64;
     let all = per_instance(idle.pss_kib, last.1.pss_kib, last.0);
     let name = format!("PSS growth per instance, 0 to {}", last.0);
     table.judge(name, "KiB", all, (8.0, 32.0), Bar::Hard);
-    if first.0 < last.0 {
-        let further = per_instance(first.1.pss_kib, last.1.pss_kib, last.0 - first.0);
-        table.note(format!("  from {} to {}", first.0, last.0), "KiB", further);
-    }
+    let anonymous = per_instance(idle.anonymous_kib, last.1.anonymous_kib, last.0);
+    table.note("  of it anonymous", "KiB", anonymous);
     let counts = Counts::of(unit.pid()?)?;
     judge_threads(table, last.0, &counts);
     table.note(format!("descriptors, {} instances", last.0), "", counts.descriptors as f64);

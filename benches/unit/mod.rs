@@ -13,6 +13,7 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -38,6 +39,9 @@ pub(crate) const POLL_SECONDS: u64 = 10;
 
 /// Instances that are started and stopped together by `cycles`.
 const BATCH: usize = 16;
+
+/// Captured output is put away after an instance has been reported as gone.
+const AFTERWARDS: Duration = Duration::from_secs(2);
 
 /// A simulated unit and the daemon that belongs to it.
 #[derive(Debug)]
@@ -217,12 +221,14 @@ pub(crate) fn changed(before: &[Instance], after: &[Instance]) -> usize {
 pub(crate) fn cycles(unit: &mut Unit, table: &mut Table, count: usize) -> Outcome<()> {
     unit.run(BATCH)?; // what is made once is there
     unit.stop()?;
+    sleep(AFTERWARDS);
     let memory = Memory::of(unit.pid()?)?;
     let counts = Counts::of(unit.pid()?)?;
     for _ in 0..count.div_ceil(BATCH) {
         unit.run(BATCH)?;
         unit.stop()?;
     }
+    sleep(AFTERWARDS);
     let (memory_after, after) = (Memory::of(unit.pid()?)?, Counts::of(unit.pid()?)?);
     let grown = |from: u64, to: u64| to as f64 - from as f64;
     let pss = grown(memory.pss_kib, memory_after.pss_kib);

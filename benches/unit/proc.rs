@@ -126,14 +126,15 @@ pub(crate) fn written(pid: u32) -> Outcome<(u64, u64)> {
     Ok((field("write_bytes:")?, field("wchar:")?))
 }
 
-/// CPU time of a process in milliseconds.
-pub(crate) fn cpu_ms(pid: u32) -> Outcome<f64> {
-    let mut nanoseconds = 0;
-    for tid in threads(pid)?.into_keys() {
+/// CPU time of a process in milliseconds, by the names of its threads.
+pub(crate) fn cpu_ms(pid: u32) -> Outcome<BTreeMap<String, f64>> {
+    let mut times = BTreeMap::new();
+    for (tid, name) in threads(pid)? {
         let text = read(pid, &format!("task/{tid}/schedstat"))?;
-        nanoseconds += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+        let nanoseconds = text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+        *times.entry(name).or_default() += nanoseconds as f64 / 1e6;
     }
-    Ok(nanoseconds as f64 / 1e6)
+    Ok(times)
 }
 
 fn read(pid: u32, file: &str) -> Outcome<String> {

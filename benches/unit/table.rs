@@ -93,7 +93,14 @@ impl Table {
     pub(crate) fn finish(self, file: Option<&str>) -> Outcome<bool> {
         let failed: Vec<_> = self.rows.iter().filter(|row| row.fails()).collect();
         let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
-        let json = json!({"bench": self.bench, "rows": rows, "passed": failed.is_empty()});
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let json = json!({
+            "bench": self.bench,
+            "passed": failed.is_empty(),
+            "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+            "load": load.trim(),
+            "rows": rows,
+        });
         println!("{json}");
         if let Some(file) = file {
             fs::write(file, format!("{json}\n"))?;

@@ -13,4 +13,3 @@ pub mod node;
 pub mod service;
 pub mod status;
 pub mod store;
-pub mod traffic;

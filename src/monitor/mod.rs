@@ -3,8 +3,8 @@
 //! Thread `monitor` owns everything here. In: [`MonitorCommand`], at most `INBOX` waiting, and one
 //! deadline, the next poll. Out: through [`MonitorOutput`], a sample after every poll, an average at
 //! once when it is asked for, alerts. Nothing here may take long: local files are read, network
-//! file systems are not; the traffic counters come from net, which has `TRAFFIC_LIMIT` for it.
-//! Figures of network file systems are not sampled yet and reported as 0.
+//! file systems are not. Traffic counters and figures of network file systems are not sampled yet
+//! and reported as 0.
 
 mod cgroup;
 mod disk;
@@ -23,13 +23,12 @@ use crate::model::event::Session;
 use crate::model::id::{InstanceId, InstanceIdent};
 use crate::model::node::{AlertRules, NodeInfo, Partition};
 use crate::model::status::{Alert, AlertPayload, MonitoringData, NodeMonitoring};
-use crate::model::traffic::Traffic;
 use crate::monitor::cgroup::{BUFFER_BYTES, CpuUse, Group, Hierarchies};
 use crate::monitor::disk::Disks;
 use crate::monitor::host::{Host, share_of};
 use crate::monitor::meter::Meter;
 use crate::monitor::rules::{PartitionTotal, Totals};
-use crate::ports::{Clock, Now, TrafficSource};
+use crate::ports::{Clock, Now};
 use crate::sys::process;
 use crate::sys::residency::Residency;
 
@@ -42,8 +41,6 @@ pub const POLL_PERIODS: std::ops::RangeInclusive<Duration> =
 pub const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// Disk figures change slowly: they are sampled no faster than this.
 const DISK_PERIOD: Duration = Duration::from_secs(30);
-/// Longest wait for the traffic counters.
-const TRAFFIC_LIMIT: Duration = Duration::from_secs(1);
 /// Lets the kernel merge our wake-ups with others.
 const TIMER_SLACK: Duration = Duration::from_millis(50);
 
@@ -118,7 +115,6 @@ pub fn run(
     settings: &MonitorSettings,
     inbox: &Receiver<MonitorCommand>,
     clock: &dyn Clock,
-    traffic: &dyn TrafficSource,
     output: &dyn MonitorOutput,
 ) {
     let slack = u64::try_from(TIMER_SLACK.as_nanos()).unwrap_or(u64::MAX);
@@ -133,10 +129,9 @@ pub fn run(
     let mut next = now.mono + period;
     loop {
         if next <= now.mono {
-            monitor.read_traffic(traffic);
             monitor.sample(now, output);
             output.instant(monitor.instant());
-            if let Err(err) = residency.look() {
+            if let Err(err) = residency.look(now.mono) {
                 log::debug!("cannot give memory back err={err}");
             }
             next = following(next, period, now.mono);
@@ -146,9 +141,6 @@ pub fn run(
             Err(RecvTimeoutError::Disconnected) | Ok(MonitorCommand::Stop) => return,
             Ok(command) => {
                 now = clock.now();
-                if matches!(command, MonitorCommand::Average { .. }) && !monitor.is_sampled {
-                    monitor.read_traffic(traffic);
-                }
                 monitor.apply(command, now, output);
             }
         }
@@ -176,8 +168,6 @@ struct Monitor {
     node: Meter,
     instances: Vec<Watched>,
     buffer: Box<[u8; BUFFER_BYTES]>,
-    /// Counters for the next sample; `None` = net did not answer.
-    traffic: Option<Traffic>,
     /// When the newest sample was taken.
     sampled_at: Duration,
     /// When disk figures are due again.
@@ -210,7 +200,6 @@ impl Monitor {
             node: Meter::default(),
             instances: Vec::new(),
             buffer: Box::new([0; BUFFER_BYTES]),
-            traffic: None,
             sampled_at: now.mono,
             disks_at: now.mono,
             is_sampled: false,
@@ -286,13 +275,6 @@ impl Monitor {
         self.instances.push(watched);
     }
 
-    fn read_traffic(&mut self, source: &dyn TrafficSource) {
-        self.traffic = source
-            .traffic(TRAFFIC_LIMIT)
-            .inspect_err(|err| log::error!("cannot read traffic counters err={err}"))
-            .ok();
-    }
-
     /// Takes one sample of everything.
     fn sample(&mut self, now: Now, output: &dyn MonitorOutput) {
         let disks_due = self.disks_at <= now.mono;
@@ -310,12 +292,6 @@ impl Monitor {
             watched.meter.time_ms = now.wall_ms;
             watched.meter.cpu.set_or_zero(cpu, self.window);
             watched.meter.ram.set(usage.ram_bytes, self.window);
-            // An instance without address is not counted: 0.
-            let volume = self
-                .traffic
-                .as_ref()
-                .map(|traffic| traffic.instance(&watched.target.id).unwrap_or_default());
-            watched.meter.set_traffic(volume, self.window);
             watched.sample_disks(disks_due.then_some(&mut self.disks), self.window);
             watched.check(now, usage.oom_kills, output);
         }
@@ -335,7 +311,6 @@ impl Monitor {
         let cpu = self.host.cpu_dmips(self.info.max_dmips);
         self.node.cpu.set_or_zero(known.then_some(cpu), self.window);
         self.node.ram.set(Some(self.host.ram_bytes()), self.window);
-        self.node.set_traffic(self.traffic.as_ref().map(|traffic| traffic.node), self.window);
         for ((_, gauge), partition) in self.node.partitions.iter_mut().zip(&self.info.partitions) {
             if disks_due {
                 gauge.set(self.disks.used_bytes(&partition.path), self.window);

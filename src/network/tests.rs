@@ -5,4 +5,3 @@ mod faults;
 mod life;
 mod reach;
 mod rig;
-mod traffic;

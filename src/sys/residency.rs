@@ -1,66 +1,42 @@
 //! Memory that was needed for a while and is not needed now: pages of code and constants that ran
 //! once at start, or while instances were started, and heap that was freed.
 //!
-//! Owned by a thread that is awake regularly anyway. In: nothing, it reads `/proc/self/statm`.
-//! Out: fewer resident pages. Nothing is lost: pages of code and constants are those of the files,
-//! are taken from the page cache when they are needed again (a fault maps 16 of them), and free
-//! heap is free. Deliberately not here: pages that were written to, and the cache of the kernel,
-//! which stays.
+//! Owned by a thread that is awake regularly anyway. In: the time. Out: fewer resident pages.
+//! Nothing is lost: pages of code and constants are those of the files, are taken from the page
+//! cache when they are needed again (a fault maps 16 of them), and free heap is free. Deliberately
+//! not here: pages that were written to, and the cache of the kernel, which stays; and a look at
+//! what has grown, because asking would cost as much as doing it.
 
 use std::ffi::CStr;
-use std::fs;
 use std::io;
+use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 
-/// How much more than after the last time must be resident before something is given back.
-pub const SLACK_BYTES: u64 = 512 * 1024;
+/// Memory is given back this often at most. It takes about 0.2 ms, and as much again for the
+/// pages that an idle daemon does need.
+pub const PERIOD: Duration = Duration::from_secs(60);
 
-/// Watches how much of the process is resident.
-#[derive(Debug)]
+/// Gives back what is not in use from time to time.
+#[derive(Debug, Default)]
 pub struct Residency {
-    /// What an idle process needs; `None` = to be seen at the next look.
-    settled_bytes: Option<u64>,
-}
-
-impl Default for Residency {
-    /// The first look finds what was needed at start only.
-    fn default() -> Self {
-        Self { settled_bytes: Some(0) }
-    }
+    next: Duration,
 }
 
 impl Residency {
-    /// Gives back what is not in use when much was added since the last time. Takes about 0.2 ms
-    /// then, and the time of one small read otherwise.
-    pub fn look(&mut self) -> io::Result<()> {
-        let resident = resident_bytes()?;
-        if self.is_due(resident) {
-            give_back()?;
-        }
-        Ok(())
+    /// Gives back when it is time for it; the first call finds what only the start has needed.
+    /// `now` is of a clock that never goes back.
+    pub fn look(&mut self, now: Duration) -> io::Result<()> {
+        if self.is_due(now) { give_back() } else { Ok(()) }
     }
 
-    /// The look after one that was due tells what is needed while nothing happens: right after it
-    /// less is resident than that.
-    fn is_due(&mut self, resident: u64) -> bool {
-        let Some(settled) = self.settled_bytes else {
-            self.settled_bytes = Some(resident);
-            return false;
-        };
-        let is_due = resident > settled + SLACK_BYTES;
+    fn is_due(&mut self, now: Duration) -> bool {
+        let is_due = self.next <= now;
         if is_due {
-            self.settled_bytes = None;
+            self.next = now + PERIOD;
         }
         is_due
     }
-}
-
-fn resident_bytes() -> io::Result<u64> {
-    let text = fs::read_to_string("/proc/self/statm")?;
-    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    let pages = pages.ok_or_else(|| io::Error::other(format!("unexpected statm {text:?}")))?;
-    Ok(pages * page_bytes() as u64)
 }
 
 fn page_bytes() -> usize {
@@ -139,22 +115,12 @@ mod tests {
 
     use super::*;
 
-    /// Resident sizes at successive looks, in units of half the slack; `!` = given back.
-    fn check(sizes: &[u64], expect: &str) {
-        let mut residency = Residency::default();
-        let due = |&size: &u64| residency.is_due(size * SLACK_BYTES / 2);
-        let seen: String = sizes.iter().map(due).map(|due| if due { '!' } else { '.' }).collect();
-        assert_eq!(seen, expect, "{sizes:?}");
-    }
-
     #[test]
-    fn is_due_once_after_much_was_added() {
-        check(&[20, 9, 9, 9], "!...");
-        check(&[20, 9, 11, 9], "!...");
-        check(&[20, 9, 12, 10, 10], "!.!..");
-        check(&[20, 9, 12, 10, 12, 13, 11], "!.!..!.");
-        check(&[20, 9, 4, 11, 11], "!....");
-        check(&[1, 2, 3, 3], "..!.");
+    fn is_due_at_first_and_then_once_in_a_period() {
+        let mut residency = Residency::default();
+        let mut due = |seconds| residency.is_due(Duration::from_secs(seconds));
+        let seen = [5, 6, 64, 65, 66, 124, 500, 559, 560].map(&mut due);
+        assert_eq!(seen, [true, false, false, true, false, false, true, false, true]);
     }
 
     static WRITTEN: AtomicU32 = AtomicU32::new(1);
@@ -168,7 +134,6 @@ mod tests {
         assert_eq!(WRITTEN.load(Ordering::SeqCst), 7);
         assert_eq!(CONSTANT.concat(), "relocatedconstant");
         assert!(heap.iter().all(|text| text == "heap"));
-        assert!(resident_bytes().unwrap() > 0);
     }
 
     #[test]
