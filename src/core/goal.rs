@@ -74,6 +74,7 @@ impl State {
         let key = match self.packages.service(&instance.desired.ident.service_id) {
             Lookup::Unknown => return (blocked("service not exist"), unknown()),
             Lookup::Pending(key) => return (Goal::Wait, key.version.clone()),
+            Lookup::NeedsRoom(key) => return (Goal::MakeRoom, key.version.clone()),
             Lookup::Failed(key, failure) => {
                 let error = ErrorInfo::text(format!("cannot install service {key}: {failure}"));
                 return (Goal::Blocked { error, keep: true }, key.version.clone());

@@ -60,6 +60,8 @@ pub enum Goal {
     Run(Arc<Inputs>),
     /// Something is on its way; what runs may go on.
     Wait,
+    /// As `Wait`, but the new version does not fit on the disk beside the one that runs.
+    MakeRoom,
     /// Cannot run for a reason that the status tells; what runs of it is stopped unless `keep`.
     Blocked { error: ErrorInfo, keep: bool },
     /// Not wanted (any more), or the daemon stops.
@@ -247,7 +249,7 @@ impl Instance {
     /// What runs of it, or waits to run again, must go.
     pub fn is_unfit(&self) -> bool {
         match &self.goal {
-            Goal::Gone | Goal::Blocked { keep: false, .. } => true,
+            Goal::Gone | Goal::MakeRoom | Goal::Blocked { keep: false, .. } => true,
             Goal::Wait | Goal::Blocked { keep: true, .. } => false,
             Goal::Run(inputs) => self.restart || inputs.digest != self.running_digest,
         }
@@ -274,7 +276,7 @@ impl Instance {
     /// Nothing that concerns the verdict of a run request is on its way.
     pub fn is_settled(&self) -> bool {
         match (&self.goal, &self.phase) {
-            (_, Phase::Found(_)) => false,
+            (_, Phase::Found(_)) | (Goal::MakeRoom, _) => false,
             (Goal::Gone, phase) => {
                 matches!(
                     phase,

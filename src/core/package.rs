@@ -43,6 +43,8 @@ struct Pending {
     order: usize,
     /// This attempt's failure; `None` = to be tried.
     failure: Option<Failure>,
+    /// It did not fit beside the old version, which goes before the next attempt.
+    needs_room: bool,
 }
 
 /// What there is of a service id.
@@ -50,6 +52,8 @@ struct Pending {
 pub enum Lookup<'a> {
     Installed(&'a Service),
     Pending(&'a ServiceKey),
+    /// As pending, but what runs of the service has to go first.
+    NeedsRoom(&'a ServiceKey),
     Failed(&'a ServiceKey, &'a Failure),
     Unknown,
 }
@@ -91,7 +95,7 @@ impl Packages {
             let crashed = wanted.attempts_begun >= MAX_CRASHED_ATTEMPTS;
             let failure =
                 crashed.then(|| Failure::text("the daemon ended twice while installing it"));
-            (wanted.package.key(), Pending { wanted, order, failure })
+            (wanted.package.key(), Pending { wanted, order, failure, needs_room: false })
         };
         Self {
             services: services.into_iter().map(service).collect(),
@@ -131,7 +135,7 @@ impl Packages {
             let attempts_begun = u32::from(self.installing.as_ref() == Some(&key));
             let wanted = Wanted { package, attempts_begun, last_error: String::new() };
             changes.push(Change::PutWanted(wanted.clone()));
-            pending.insert(key, Pending { wanted, order, failure: None });
+            pending.insert(key, Pending { wanted, order, failure: None, needs_room: false });
         }
         for key in self.pending.keys().filter(|key| !pending.contains_key(key)) {
             changes.push(Change::RemoveWanted(key.clone()));
@@ -200,6 +204,7 @@ impl Packages {
                 key,
                 match &p.failure {
                     Some(failure) => Lookup::Failed(key, failure),
+                    None if p.needs_room => Lookup::NeedsRoom(key),
                     None => Lookup::Pending(key),
                 },
             )),
@@ -328,7 +333,9 @@ impl Packages {
         if !self.is_idle() {
             return None;
         }
-        let open = self.pending.iter_mut().filter(|(_, p)| p.failure.is_none());
+        let open = self.pending.iter_mut().filter(|(key, p)| {
+            p.failure.is_none() && !(p.needs_room && runs_in_any_version(key, in_use))
+        });
         let (key, pending) = open.min_by_key(|(_, p)| p.order)?;
         pending.wanted.attempts_begun += 1;
         changes.push(Change::PutWanted(pending.wanted.clone()));
@@ -387,14 +394,21 @@ impl Packages {
             }
             Err(failure) => {
                 log::error!("cannot install package={key} err={failure}");
+                let replaces = self.has_other_version(key);
                 if let Some(pending) = self.pending.get_mut(key) {
                     pending.wanted.attempts_begun = 0;
                     pending.wanted.last_error = failure.message.clone();
                     changes.push(Change::PutWanted(pending.wanted.clone()));
-                    pending.failure = Some(failure);
+                    pending.needs_room = failure.no_space && replaces && !pending.needs_room;
+                    pending.failure = (!pending.needs_room).then_some(failure);
                 }
             }
         }
+    }
+
+    fn has_other_version(&self, key: &PackageKey) -> bool {
+        let PackageKey::Service(key) = key else { return false };
+        self.services.keys().any(|other| other.id == key.id)
     }
 
     /// The daemon stops in good order: the running install counts as not begun.
@@ -520,6 +534,11 @@ pub enum Removal {
     /// Unix time in milliseconds.
     At(i64),
     None,
+}
+
+fn runs_in_any_version(key: &PackageKey, in_use: &BTreeSet<PackageKey>) -> bool {
+    let PackageKey::Service(key) = key else { return false };
+    in_use.iter().any(|used| matches!(used, PackageKey::Service(used) if used.id == key.id))
 }
 
 fn plan_url(plan: &InstallPlan) -> &str {

@@ -113,6 +113,7 @@ impl Error {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let transient = error.is_transient();
-        Self { transient, ..Self::lasting(&error) }
+        let no_space = matches!(error, Error::NotEnoughSpace { .. } | Error::NoInodes);
+        Self { transient, no_space, ..Self::lasting(&error) }
     }
 }

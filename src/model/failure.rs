@@ -10,21 +10,23 @@ pub struct Failure {
     pub message: String,
     /// The same call may succeed later without anybody changing anything.
     pub transient: bool,
+    /// The disk is too full, although everything that may go was removed.
+    pub no_space: bool,
 }
 
 impl Failure {
     /// Of an adapter's error that stays until somebody changes something.
     pub fn lasting(error: &dyn std::error::Error) -> Self {
-        Self { message: chain(error), transient: false }
+        Self::text(chain(error))
     }
 
     /// Of an adapter's error that may go away by itself.
     pub fn transient(error: &dyn std::error::Error) -> Self {
-        Self { message: chain(error), transient: true }
+        Self { transient: true, ..Self::text(chain(error)) }
     }
 
     /// A failure that is complete with its text.
     pub fn text(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: false }
+        Self { message: message.into(), transient: false, no_space: false }
     }
 }

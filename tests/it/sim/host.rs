@@ -45,6 +45,8 @@ struct Inner {
     broken_urls: BTreeSet<String>,
     unkillable: BTreeSet<InstanceId>,
     fail_starts: bool,
+    /// Images that the disk has room for.
+    capacity: Option<usize>,
     /// Containers that end as soon as they are started.
     stillborn: u64,
     /// What each start got: the secret.
@@ -165,6 +167,10 @@ impl Host {
     /// The content of the image of a service.
     pub fn config(&self, service: &str) -> ServiceImage {
         self.lock().configs.get(service).cloned().unwrap_or_default()
+    }
+
+    pub fn capacity(&self, images: usize) {
+        self.lock().capacity = Some(images);
     }
 
     pub fn attached(&self) -> u64 {
@@ -415,6 +421,9 @@ impl Images for Host {
             evicted.push(evictable.key.clone());
         }
         inner.call("install")?;
+        if inner.capacity.is_some_and(|capacity| inner.images.len() >= capacity) {
+            return Err(Failure { no_space: true, ..failure("space") });
+        }
         let path = PathBuf::from("/images").join(plan.package.key().to_string());
         inner.images.insert(path.clone());
         Ok(match &plan.package {

@@ -430,3 +430,24 @@ fn a_clock_that_is_not_set_removes_no_package() {
     unit.settle();
     assert_eq!(unit.rows.services.len(), 1, "its time has passed");
 }
+
+#[test]
+fn an_old_version_makes_room_for_a_new_one_that_does_not_fit_beside_it() {
+    for (capacity, status) in [
+        (3, "active 2"),
+        (2, "active 2"),
+        (1, "failed 2 cannot install service a 2: made-up failure of space"),
+    ] {
+        let mut unit = Unit::started(24);
+        unit.run(request(&[("a", "1"), ("b", "1")]));
+        unit.settle();
+        unit.host.capacity(capacity);
+        unit.run(request(&[("a", "2"), ("b", "1")]));
+        unit.settle();
+        assert_eq!(unit.full_status()["a"], status);
+        assert_eq!((unit.full_statuses(), unit.deltas().len()), (2, 0));
+        assert_eq!(unit.full_status()["b"], "active 1");
+        let old = unit.rows.services.iter().any(|r| r.path.ends_with("service a 1"));
+        assert_eq!(old, capacity == 3);
+    }
+}
