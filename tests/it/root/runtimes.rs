@@ -42,6 +42,8 @@ fn a_missing_runtime() {
     assert!(line.contains("/nonexistent/runc"), "{line}");
     unit.say("config get");
     unit.say("wait config");
+    // The next attempt may be under way.
+    wait_until("the removal of a failed start", || unit.bundles().is_empty());
     unit.nothing_left();
     unit.stop_daemon();
     unit.nothing_left();
