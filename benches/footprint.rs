@@ -86,16 +86,12 @@ fn idle(host: &Host, unit: &mut Unit, table: &mut Table) -> Outcome<Memory> {
 
     let memory = Memory::of(unit.pid()?)?;
     let mib = |kib: u64| kib as f64 / 1024.0;
-    table.judge(
-        "PSS idle, connected, 0 instances",
-        "MiB",
-        mib(memory.pss_kib),
-        (5.5, 9.0),
-        Bar::Hard,
-    );
-    table.note("  of it anonymous", "MiB", mib(memory.anonymous_kib));
+    // The strict figure: as if nobody else on the ECU used the shared libraries.
     let alone = proc::pss_alone_kib(pid, &host.libraries)?;
-    table.note("  if nobody else used the shared libraries", "MiB", mib(alone));
+    let name = "PSS idle, connected, 0 instances";
+    table.judge(name, "MiB", mib(alone), (5.5, 9.0), Bar::Hard);
+    table.note("  of it anonymous", "MiB", mib(memory.anonymous_kib));
+    table.note("  with one other user of the shared libraries", "MiB", mib(memory.pss_kib));
     table.note("  RSS", "MiB", mib(memory.rss_kib));
     let counts = Counts::of(pid)?;
     judge_threads(table, 0, &counts);

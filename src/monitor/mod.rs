@@ -41,6 +41,8 @@ pub const POLL_PERIODS: std::ops::RangeInclusive<Duration> =
 pub const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// Disk figures change slowly: they are sampled no faster than this.
 const DISK_PERIOD: Duration = Duration::from_secs(30);
+/// The daemon has started and connected: what only that needed can be given back.
+const START_DONE: Duration = Duration::from_secs(3);
 /// Lets the kernel merge our wake-ups with others.
 const TIMER_SLACK: Duration = Duration::from_millis(50);
 
@@ -110,6 +112,12 @@ pub trait MonitorOutput: Send {
     fn alert(&self, alert: Alert);
 }
 
+fn give_back(residency: &mut Residency, now: Now) {
+    if let Err(err) = residency.look(now.mono) {
+        log::debug!("cannot give memory back err={err}");
+    }
+}
+
 /// Body of the monitor thread; returns on `Stop` or when all senders are gone.
 pub fn run(
     settings: &MonitorSettings,
@@ -126,17 +134,21 @@ pub fn run(
     let mut monitor = Monitor::new(settings, Host::open(Path::new("/proc")), Disks::open(), now);
     // Not a matter of monitoring; this thread is awake regularly and another timer would cost.
     let mut residency = Residency::default();
+    let mut started = Some(now.mono + START_DONE.min(period));
     let mut next = now.mono + period;
     loop {
+        if started.is_some_and(|at| at <= now.mono) {
+            started = None;
+            give_back(&mut residency, now);
+        }
         if next <= now.mono {
             monitor.sample(now, output);
             output.instant(monitor.instant());
-            if let Err(err) = residency.look(now.mono) {
-                log::debug!("cannot give memory back err={err}");
-            }
+            give_back(&mut residency, now);
             next = following(next, period, now.mono);
         }
-        match inbox.recv_timeout(next.saturating_sub(now.mono)) {
+        let wake = started.map_or(next, |at| at.min(next));
+        match inbox.recv_timeout(wake.saturating_sub(now.mono)) {
             Err(RecvTimeoutError::Timeout) => now = clock.now(),
             Err(RecvTimeoutError::Disconnected) | Ok(MonitorCommand::Stop) => return,
             Ok(command) => {
