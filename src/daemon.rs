@@ -29,7 +29,7 @@ use crate::core::state::State;
 use crate::daemon::world::{LogOut, MonitorOut, World, WorldParts};
 use crate::event_loop::{self, EventLoop, LoopHandle};
 use crate::iam::{self, Certificates};
-use crate::image::ImageStore;
+use crate::image::{self, ImageStore};
 use crate::jobs::{self, Ports};
 use crate::logs::capture::{self, CaptureCommand};
 use crate::logs::serve::{self, LogCommand};
@@ -254,7 +254,11 @@ fn start_threads(
         threads.spawn(name, move || jobs::run_exec(&inbox, &ports, &events))?;
     }
     let (ports, events) = (host.ports.clone(), core.clone());
-    threads.spawn("fetch", move || jobs::run_fetch(&fetch_rx, &ports, &events))?;
+    let images = settings::images(config);
+    threads.spawn("fetch", move || {
+        image::confine(&images);
+        jobs::run_fetch(&fetch_rx, &ports, &events);
+    })?;
 
     let (cm_tx, cm_tx_rx) = bounded::<CmTxCommand>(cm::sender::INBOX_CAPACITY);
     let events = core.clone();

@@ -14,7 +14,7 @@ use crate::model::desired::InstanceNetwork;
 use crate::model::event::Exit;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Record, StartPlan, Started};
+use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started};
 use crate::model::node::Host;
 use crate::model::service::{InstalledService, Quotas, ServiceImage};
 
@@ -120,11 +120,17 @@ pub trait Images: Send + Sync {
     ) -> Result<Installed, Failure>;
     /// Reads and cheaply checks an installed service.
     fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure>;
+    /// Whether the image of a start is still what `load` found, without reading much of it. The
+    /// failure names the package that is not.
+    fn check(&self, plan: &StartPlan) -> Result<(), Failure>;
+    /// Reads all of an installed package. A failure that is not transient: it is damaged.
+    fn verify(&self, row: &Row) -> Result<(), Failure>;
     /// Removes the directory of a package; a missing one is success.
     fn remove(&self, path: &Path) -> Result<(), Failure>;
-    /// Empties the staging and download places, removes image directories not in `known`, and
-    /// tells which of `known` are no directories (an eviction that was not recorded any more).
-    fn tidy(&self, known: &[PathBuf]) -> Result<Vec<PathBuf>, Failure>;
+    /// Empties the staging and download places, removes image directories that are neither in
+    /// `known` nor to be kept, and tells which of `known` are no directories (an eviction that was
+    /// not recorded any more).
+    fn tidy(&self, known: &[PathBuf], keep: &Keep) -> Result<Vec<PathBuf>, Failure>;
 }
 
 /// The process manager on the main thread.

@@ -10,7 +10,6 @@ mod decode;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,12 +35,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    #[error(
-        "servicesPartLimit {services} and layersPartLimit {layers} are for one partition: \
-        {sum} percent is not allowed, expected at most 100 together",
-        sum = services + layers
-    )]
-    PartLimits { services: u64, layers: u64 },
 }
 
 /// All keys, with defaults. Directories and files are absolute paths.
@@ -253,7 +246,6 @@ impl Config {
         for warning in warnings {
             log::warn!("{warning} file={}", path.display());
         }
-        config.check_part_limits()?;
         Ok(config)
     }
 
@@ -266,15 +258,6 @@ impl Config {
     pub fn lock_file(&self) -> PathBuf {
         self.run_dir.join("sm.lock")
     }
-
-    fn check_part_limits(&self) -> Result<(), Error> {
-        let (services, layers) = (self.services_part_limit, self.layers_part_limit);
-        let fits = services + layers <= 100;
-        if fits || device_of(&self.services_dir) != device_of(&self.layers_dir) {
-            return Ok(());
-        }
-        Err(Error::PartLimits { services, layers })
-    }
 }
 
 /// At most one byte more than the decoder takes, so that it refuses an endless file.
@@ -283,11 +266,6 @@ fn read(path: &Path) -> io::Result<String> {
     let limit = document::MAX_SIZE_BYTES as u64 + 1;
     File::open(path)?.take(limit).read_to_string(&mut text)?;
     Ok(text)
-}
-
-/// Device of the path, or of the nearest parent that exists already.
-fn device_of(path: &Path) -> Option<u64> {
-    path.ancestors().find_map(|path| std::fs::metadata(path).ok()).map(|meta| meta.dev())
 }
 
 #[cfg(test)]

@@ -613,25 +613,3 @@ fn files_that_cannot_be_used() {
     let directory = Config::load(dir.path()).unwrap_err();
     assert!(chain(&directory).ends_with("Is a directory (os error 21)"));
 }
-
-#[test]
-fn part_limits_of_one_partition_are_checked_together() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("sm.cfg");
-    let load = |layers_dir: &str, services: u64, layers: u64| {
-        let text = format!(
-            r#"{{"workingDir":"{}","layersDir":"{layers_dir}",
-            "servicesPartLimit":{services},"layersPartLimit":{layers}}}"#,
-            dir.path().join("not/yet/there").display()
-        );
-        crate::sys::fs::write_plain(&path, text.as_bytes(), 0o600).unwrap();
-        Config::load(&path).map(drop).map_err(|error| chain(&error))
-    };
-    load("", 60, 40).unwrap();
-    load("/proc/self", 60, 41).unwrap();
-    assert_eq!(
-        load("", 60, 41).unwrap_err(),
-        "servicesPartLimit 60 and layersPartLimit 41 are for one partition: 101 percent is not \
-        allowed, expected at most 100 together"
-    );
-}

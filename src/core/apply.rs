@@ -129,7 +129,6 @@ impl State {
             request.instances.len(),
             request.force_restart
         );
-        self.packages.drop_broken(&mut self.changes);
         self.packages.want(&request, now.wall_ms, &mut self.changes);
         self.rejected.clear();
         for instance in self.instances.values_mut().filter(|i| i.phase == Phase::Quarantined) {
@@ -239,8 +238,11 @@ impl State {
                 self.stale_goals = true;
             }
             JobDone::Discarded => self.packages.discarded(),
+            JobDone::Checked { key, result } => {
+                self.stale_goals |= self.packages.checked(&key, result, now.mono);
+            }
             JobDone::Installed { key, evicted, result } => {
-                self.packages.installed(&key, &evicted, result, now.wall_ms, &mut self.changes);
+                self.packages.installed(&key, &evicted, result, now, &mut self.changes);
                 self.stale_goals = true;
             }
             JobDone::Removed { key, result } => {
@@ -303,6 +305,10 @@ impl State {
                     "cannot start instance={id} ident={} err={failure}",
                     instance.desired.ident
                 );
+                if let Some(key) = &failure.damaged {
+                    self.packages.note_damage(key, failure.clone());
+                    self.stale_goals = true;
+                }
                 let exit_code = early_exit.map_or(0, |(_, exit)| exit.code());
                 instance.fault = Some(ErrorInfo { exit_code, ..ErrorInfo::text(failure.message) });
                 instance.note_exit();
@@ -505,7 +511,6 @@ impl Instance {
         self.next_start = StartKind::Fresh;
         self.inputs = None;
         self.left = None;
-        self.node_config = None;
         self.running_digest.clear();
         self.restart = false;
         self.registered = false;

@@ -105,9 +105,11 @@ impl State {
         pass: &mut Pass,
     ) -> Goal {
         let Some(service) = self.packages.installed_service(key) else { return Goal::Gone };
+        if let Some(failure) = self.packages.damage_of_service(key) {
+            return blocked(failure.to_string());
+        }
         let image = match &service.image {
             Image::Read(image) => image.clone(),
-            Image::Broken(failure) => return blocked(failure.to_string()),
             image @ (Image::Reading | Image::Unread) => {
                 if matches!(image, Image::Unread) {
                     pass.unread.insert(key.clone());
@@ -221,6 +223,9 @@ impl State {
                     let error =
                         ErrorInfo::text(format!("cannot install layer {digest}: {failure}"));
                     return Err(Goal::Blocked { error, keep: true });
+                }
+                LayerLookup::Damaged(failure) => {
+                    return Err(blocked(format!("layer {digest} is damaged: {failure}")));
                 }
                 LayerLookup::Unknown => {
                     return Err(blocked(format!("layer does not exist: {digest}")));

@@ -2,8 +2,11 @@
 //!
 //! A package is used by its key. What the last request names is wanted: either there is a row of an
 //! installed package with no "unused since", or a row of a wanted one that is still to be installed.
-//! One package is installed at a time; a failure concerns that package alone and lasts until the
-//! next request.
+//! One package is installed at a time; a failure concerns that package alone. One that may go away
+//! by itself is tried again after pauses that grow, behind the packages that were not tried yet; any
+//! other lasts until the next request. Not here: damage of what is installed (`care`).
+
+mod care;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -14,12 +17,25 @@ use crate::core::version;
 use crate::model::desired::RunRequest;
 use crate::model::failure::Failure;
 use crate::model::id::{Digest, PackageKey, ServiceId, ServiceKey};
-use crate::model::job::{Evictable, InstallPlan, Installed, Package};
+use crate::model::job::{Evictable, InstallPlan, Installed, Keep, Package};
 use crate::model::service::{InstalledLayer, InstalledService, ServiceImage};
 use crate::model::store::{Change, Wanted};
+use crate::ports::Now;
 
 /// An install that was begun so often without an end crashes the daemon (D33).
 pub const MAX_CRASHED_ATTEMPTS: u32 = 2;
+/// Attempts to install a package for one request, if all of them fail by something transient.
+pub const MAX_ATTEMPTS: u32 = 5;
+/// Pauses between them; each is longer by up to a quarter, so that nodes do not ask in step.
+const PAUSES: [Duration; 4] = [
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(45),
+    Duration::from_secs(120),
+];
+/// Instances wait silently for so long after the first failure; then they are reported as failed,
+/// although the attempts go on.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct Service {
@@ -33,7 +49,6 @@ pub enum Image {
     Unread,
     Reading,
     Read(Arc<ServiceImage>),
-    Broken(Failure),
 }
 
 #[derive(Debug)]
@@ -41,10 +56,90 @@ struct Pending {
     wanted: Wanted,
     /// Place in the request.
     order: usize,
-    /// This attempt's failure; `None` = to be tried.
+    /// Failure of the last attempt; `None` = to be tried.
     failure: Option<Failure>,
+    retry: Retry,
+    /// Attempts that failed since the request.
+    failed_attempts: u32,
+    /// Until then (CLOCK_MONOTONIC) nobody is told of failures that may go away.
+    quiet_until: Option<Duration>,
     /// It did not fit beside the old version, which goes before the next attempt.
     needs_room: bool,
+}
+
+/// Is there another attempt after a failure?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Retry {
+    Never,
+    /// CLOCK_MONOTONIC.
+    At(Duration),
+    Running,
+}
+
+impl Pending {
+    fn new(wanted: Wanted, order: usize) -> Self {
+        Self {
+            wanted,
+            order,
+            failure: None,
+            retry: Retry::Never,
+            failed_attempts: 0,
+            quiet_until: None,
+            needs_room: false,
+        }
+    }
+
+    /// What those that wait for the package are told.
+    fn verdict(&self) -> Option<&Failure> {
+        let hidden = self.quiet_until.is_some() && self.retry != Retry::Never;
+        self.failure.as_ref().filter(|_| !hidden)
+    }
+
+    /// Whether an attempt is due.
+    fn is_open(&self, key: &PackageKey, now: Duration, in_use: &BTreeSet<PackageKey>) -> bool {
+        match (&self.failure, self.retry) {
+            (None, _) => !(self.needs_room && runs_in_any_version(key, in_use)),
+            (Some(_), Retry::At(at)) => now >= at,
+            (Some(_), Retry::Never | Retry::Running) => false,
+        }
+    }
+
+    fn fail(&mut self, failure: Failure, now: Duration, replaces: bool) {
+        let key = self.wanted.package.key();
+        self.failed_attempts += 1;
+        self.needs_room = failure.no_space && replaces && !self.needs_room;
+        let again = failure.transient && self.failed_attempts < MAX_ATTEMPTS;
+        if again {
+            let pause = pause(&key, self.failed_attempts);
+            let (attempt, wait_s) = (self.failed_attempts, pause.as_secs());
+            log::warn!(
+                "cannot install, will be tried again package={key} attempt={attempt} \
+                 wait_s={wait_s} err={failure}"
+            );
+            self.retry = Retry::At(now + pause);
+            if self.failed_attempts == 1 {
+                self.quiet_until = Some(now + PATIENCE);
+            }
+        } else {
+            log::error!("cannot install package={key} err={failure}");
+            self.retry = Retry::Never;
+        }
+        self.wanted.attempts_begun = 0;
+        self.wanted.last_error.clone_from(&failure.message);
+        self.failure = (!self.needs_room).then_some(failure);
+    }
+}
+
+/// The pause after so many failed attempts.
+fn pause(key: &PackageKey, failed_attempts: u32) -> Duration {
+    let at = usize::try_from(failed_attempts.saturating_sub(1)).unwrap_or(usize::MAX);
+    let pause = PAUSES[at.min(PAUSES.len() - 1)];
+    // Core has no source of chance; the names differ from package to package, and that is enough.
+    let mix = key
+        .to_string()
+        .bytes()
+        .fold(failed_attempts, |mix, byte| mix.wrapping_mul(31).wrapping_add(byte.into()));
+    pause + pause / 4 * (mix % 256) / 256
 }
 
 /// What there is of a service id.
@@ -64,6 +159,7 @@ pub enum LayerLookup<'a> {
     Installed(&'a InstalledLayer),
     Pending,
     Failed(&'a Failure),
+    Damaged(&'a Failure),
     Unknown,
 }
 
@@ -80,6 +176,10 @@ pub struct Packages {
     discarding: bool,
     /// What the running install may evict: not to be relied on until it has ended.
     at_risk: BTreeSet<PackageKey>,
+    /// Images of earlier databases may be on disk, and no request has come yet.
+    unclaimed: bool,
+    tidy_due: bool,
+    care: care::Care,
 }
 
 impl Packages {
@@ -93,11 +193,14 @@ impl Packages {
         };
         let pending = |(order, wanted): (usize, Wanted)| {
             let crashed = wanted.attempts_begun >= MAX_CRASHED_ATTEMPTS;
-            let failure =
-                crashed.then(|| Failure::text("the daemon ended twice while installing it"));
-            (wanted.package.key(), Pending { wanted, order, failure, needs_room: false })
+            let text = "installation crashed: the daemon ended twice while installing it";
+            let failure = crashed.then(|| Failure::text(text));
+            (wanted.package.key(), Pending { failure, ..Pending::new(wanted, order) })
         };
         Self {
+            unclaimed: services.is_empty() && layers.is_empty() && wanted.is_empty(),
+            tidy_due: false,
+            care: care::Care::new(&wanted),
             services: services.into_iter().map(service).collect(),
             layers: layers.into_iter().map(|row| (row.digest.clone(), row)).collect(),
             pending: wanted.into_iter().enumerate().map(pending).collect(),
@@ -122,8 +225,11 @@ impl Packages {
         let layers = request.layers.iter().cloned().map(Package::Layer);
         let mut named = BTreeSet::new();
         let mut pending = BTreeMap::new();
+        self.tidy_due |= std::mem::take(&mut self.unclaimed);
+        self.care.forget_sources();
         for (order, package) in services.chain(layers).enumerate() {
             let key = package.key();
+            self.care.add_source(&key, order, &package);
             if !named.insert(key.clone()) {
                 log::warn!("package named twice, the first entry is used package={key}");
                 continue;
@@ -135,7 +241,7 @@ impl Packages {
             let attempts_begun = u32::from(self.installing.as_ref() == Some(&key));
             let wanted = Wanted { package, attempts_begun, last_error: String::new() };
             changes.push(Change::PutWanted(wanted.clone()));
-            pending.insert(key, Pending { wanted, order, failure: None, needs_room: false });
+            pending.insert(key, Pending::new(wanted, order));
         }
         for key in self.pending.keys().filter(|key| !pending.contains_key(key)) {
             changes.push(Change::RemoveWanted(key.clone()));
@@ -202,7 +308,7 @@ impl Packages {
         let pending = self.pending.iter().filter_map(|(key, p)| match key {
             PackageKey::Service(key) if of_id(key) => Some((
                 key,
-                match &p.failure {
+                match p.verdict() {
                     Some(failure) => Lookup::Failed(key, failure),
                     None if p.needs_room => Lookup::NeedsRoom(key),
                     None => Lookup::Pending(key),
@@ -237,12 +343,14 @@ impl Packages {
             if self.at_risk.contains(&key) {
                 return LayerLookup::Pending;
             }
+            if let Some(failure) = self.damage(&key) {
+                return LayerLookup::Damaged(failure);
+            }
             return LayerLookup::Installed(row);
         }
         match self.pending.get(&key) {
             None => LayerLookup::Unknown,
-            Some(Pending { failure: Some(failure), .. }) => LayerLookup::Failed(failure),
-            Some(_) => LayerLookup::Pending,
+            Some(pending) => pending.verdict().map_or(LayerLookup::Pending, LayerLookup::Failed),
         }
     }
 
@@ -255,24 +363,30 @@ impl Packages {
 
     pub fn read(&mut self, key: &ServiceKey, result: Result<Box<ServiceImage>, Failure>) {
         let Some(service) = self.services.get_mut(key) else { return };
-        service.image = match result {
-            Ok(image) => Image::Read(Arc::new(*image)),
+        match result {
+            Ok(image) => service.image = Image::Read(Arc::new(*image)),
             Err(failure) => {
-                log::error!("service image cannot be used service={key} err={failure}");
-                Image::Broken(failure)
+                service.image = Image::Unread;
+                self.note_damage(&PackageKey::Service(key.clone()), failure);
             }
-        };
+        }
     }
 
-    /// Damaged images are given up when a request comes, which fetches them anew.
-    pub fn drop_broken(&mut self, changes: &mut Vec<Change>) {
-        let broken = self.services.values().filter(|s| matches!(s.image, Image::Broken(_)));
-        let broken: Vec<Arc<InstalledService>> = broken.map(|s| s.row.clone()).collect();
-        for row in broken {
-            let key = PackageKey::Service(row.key.clone());
-            self.forget(&key, changes);
-            self.discard.push((key, row.path.clone()));
+    /// Whether the image directories are to be tidied before anything else is installed.
+    pub fn take_tidy_due(&mut self) -> bool {
+        std::mem::take(&mut self.tidy_due)
+    }
+
+    /// Which packages without a row may be installed once more.
+    pub fn keep(&self) -> Keep {
+        if self.unclaimed {
+            return Keep::All;
         }
+        let source = |p: &Pending| match &p.wanted.package {
+            Package::Service(service) => service.source.sha3_256.clone(),
+            Package::Layer(layer) => layer.source.sha3_256.clone(),
+        };
+        Keep::Packages(self.pending.values().map(source).collect())
     }
 
     /// The next directory without a row that is to be removed; one at a time.
@@ -328,23 +442,59 @@ impl Packages {
     pub fn next_install(
         &mut self,
         in_use: &BTreeSet<PackageKey>,
+        now: Duration,
         changes: &mut Vec<Change>,
     ) -> Option<InstallPlan> {
         if !self.is_idle() {
             return None;
         }
-        let open = self.pending.iter_mut().filter(|(key, p)| {
-            p.failure.is_none() && !(p.needs_room && runs_in_any_version(key, in_use))
-        });
-        let (key, pending) = open.min_by_key(|(_, p)| p.order)?;
-        pending.wanted.attempts_begun += 1;
-        changes.push(Change::PutWanted(pending.wanted.clone()));
-        let plan = InstallPlan { package: pending.wanted.package.clone(), evictable: Vec::new() };
-        log::info!("installing package={key} url={}", plan_url(&plan));
-        self.installing = Some(key.clone());
         let evictable = self.evictable(in_use);
+        let open = self.pending.iter_mut().filter(|(key, p)| p.is_open(key, now, in_use));
+        // What has failed never stands in the way of what was not tried yet.
+        let (key, pending) = open.min_by_key(|(_, p)| (p.failure.is_some(), p.order))?;
+        pending.wanted.attempts_begun += 1;
+        pending.retry = Retry::Running;
+        changes.push(Change::PutWanted(pending.wanted.clone()));
+        let package = pending.wanted.package.clone();
+        log::info!("installing package={key} url={}", package_url(&package));
+        self.installing = Some(key.clone());
         self.at_risk = evictable.iter().map(|e| e.key.clone()).collect();
-        Some(InstallPlan { evictable, ..plan })
+        let used_bytes = self.used_bytes(&package);
+        Some(InstallPlan { package, evictable, used_bytes })
+    }
+
+    /// Size of all installed packages of the same kind.
+    fn used_bytes(&self, like: &Package) -> u64 {
+        match like {
+            Package::Service(_) => self.services.values().map(|s| s.row.size_bytes).sum(),
+            Package::Layer(_) => self.layers.values().map(|l| l.size_bytes).sum(),
+        }
+    }
+
+    /// When the next attempt after a failure is due, CLOCK_MONOTONIC.
+    pub fn next_retry(&self) -> Option<Duration> {
+        let at = self.pending.values().filter_map(|p| match p.retry {
+            Retry::At(at) => Some(at),
+            _ => None,
+        });
+        at.min()
+    }
+
+    /// Ends the silence about failures that last; true if there is something to tell. `next` gets
+    /// when to look again.
+    pub fn note_time(&mut self, now: Duration, next: &mut Option<Duration>) -> bool {
+        let mut told = false;
+        for pending in self.pending.values_mut() {
+            match pending.quiet_until {
+                Some(until) if now >= until => {
+                    pending.quiet_until = None;
+                    told = true;
+                }
+                Some(until) => *next = Some(next.map_or(until, |next| next.min(until))),
+                None => {}
+            }
+        }
+        told
     }
 
     /// Unused packages, the one that has been unused longest first.
@@ -373,7 +523,7 @@ impl Packages {
         key: &PackageKey,
         evicted: &[PackageKey],
         result: Result<Installed, Failure>,
-        now_ms: i64,
+        now: Now,
         changes: &mut Vec<Change>,
     ) {
         self.installing = None;
@@ -390,18 +540,15 @@ impl Packages {
                 if wanted {
                     changes.push(Change::RemoveWanted(key.clone()));
                 }
-                self.add(installed, (!wanted).then_some(now_ms), changes);
+                self.add(installed, (!wanted).then_some(now.wall_ms), changes);
             }
             Err(failure) => {
-                log::error!("cannot install package={key} err={failure}");
                 let replaces = self.has_other_version(key);
-                if let Some(pending) = self.pending.get_mut(key) {
-                    pending.wanted.attempts_begun = 0;
-                    pending.wanted.last_error = failure.message.clone();
-                    changes.push(Change::PutWanted(pending.wanted.clone()));
-                    pending.needs_room = failure.no_space && replaces && !pending.needs_room;
-                    pending.failure = (!pending.needs_room).then_some(failure);
-                }
+                let Some(pending) = self.pending.get_mut(key) else {
+                    return log::error!("cannot install package={key} err={failure}");
+                };
+                pending.fail(failure, now.mono, replaces);
+                changes.push(Change::PutWanted(pending.wanted.clone()));
             }
         }
     }
@@ -442,6 +589,7 @@ impl Packages {
 
     fn forget(&mut self, key: &PackageKey, changes: &mut Vec<Change>) {
         log::info!("removed package={key}");
+        self.care.forget(key);
         match key {
             PackageKey::Service(key) => {
                 self.services.remove(key);
@@ -541,8 +689,8 @@ fn runs_in_any_version(key: &PackageKey, in_use: &BTreeSet<PackageKey>) -> bool 
     in_use.iter().any(|used| matches!(used, PackageKey::Service(used) if used.id == key.id))
 }
 
-fn plan_url(plan: &InstallPlan) -> &str {
-    match &plan.package {
+fn package_url(package: &Package) -> &str {
+    match package {
         Package::Service(service) => &service.source.url,
         Package::Layer(layer) => &layer.source.url,
     }

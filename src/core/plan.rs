@@ -43,6 +43,9 @@ impl State {
             self.online_matters = false;
             self.work_out_goals(now, &mut effects);
         }
+        if self.renew_damaged() {
+            self.work_out_goals(now, &mut effects);
+        }
         if let Some(at) = self.offline_deadline {
             self.wake(now.mono + at.saturating_sub(now.boot));
         }
@@ -62,7 +65,7 @@ impl State {
             self.survey = Survey::Running;
             self.exec_jobs += 1;
             effects.push(Effect::Exec(ExecJob::Survey));
-            effects.push(Effect::Fetch(FetchJob::Tidy { known: self.packages.paths() }));
+            effects.push(self.tidy());
         }
         if std::mem::take(&mut self.pong_due) {
             effects.push(Effect::Pong);
@@ -95,6 +98,13 @@ impl State {
             self.stale_goals = true;
         }
         self.plan_contact(now);
+        let mut next = None;
+        if self.packages.note_time(now.mono, &mut next) {
+            self.stale_goals = true;
+        }
+        if let Some(at) = next {
+            self.wake(at);
+        }
         if let Some(by) = self.stop_by.filter(|_| !self.overdue) {
             self.overdue = now.mono >= by;
             self.wake(by);
@@ -113,6 +123,20 @@ impl State {
         }
         let due = self.cloud.stored_at + period;
         self.wake(now.mono + due.saturating_sub(now.boot));
+    }
+
+    fn tidy(&self) -> Effect {
+        let (known, keep) = (self.packages.paths(), self.packages.keep());
+        Effect::Fetch(FetchJob::Tidy { known, keep })
+    }
+
+    /// Damaged packages are fetched anew as soon as nothing runs on them.
+    fn renew_damaged(&mut self) -> bool {
+        if self.stopping || !self.tidied || !self.packages.has_damaged() {
+            return false;
+        }
+        let in_use = self.packages_in_use();
+        self.packages.renew_damaged(&in_use, &mut self.changes)
     }
 
     fn wake_at_wall(&mut self, now: Now, at_ms: i64) {
@@ -142,13 +166,19 @@ impl State {
         if self.stopping || !self.tidied {
             return;
         }
+        if self.packages.take_tidy_due() {
+            effects.push(self.tidy());
+        }
         let in_use = self.packages_in_use();
         if let Some(path) = self.packages.next_discard(&in_use) {
             effects.push(Effect::Fetch(FetchJob::Discard { path }));
         }
-        if let Some(plan) = self.packages.next_install(&in_use, &mut self.changes) {
+        if let Some(plan) = self.packages.next_install(&in_use, now.mono, &mut self.changes) {
             effects.push(Effect::Fetch(FetchJob::Install(Box::new(plan))));
             return;
+        }
+        if let Some(at) = self.packages.next_retry() {
+            self.wake(at);
         }
         let (service_ttl, layer_ttl) = (self.policy.service_ttl, self.policy.layer_ttl);
         match self.packages.next_removal(&in_use, service_ttl, layer_ttl, now.wall_ms) {
@@ -158,6 +188,13 @@ impl State {
             }
             Removal::At(at_ms) => self.wake_at_wall(now, at_ms),
             Removal::None => {}
+        }
+        let mut next = None;
+        if let Some(row) = self.packages.next_check(now.mono, &mut next) {
+            effects.push(Effect::Fetch(FetchJob::Check(Box::new(row))));
+        }
+        if let Some(at) = next {
+            self.wake(at);
         }
     }
 

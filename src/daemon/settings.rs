@@ -137,6 +137,8 @@ pub(super) fn images(config: &Config) -> ImageSettings {
         download_dir: config.download_dir.clone(),
         extract_dir: config.extract_dir.clone(),
         reserve_percent: config.disk_reserve_percent,
+        services_percent: config.services_part_limit,
+        layers_percent: config.layers_part_limit,
         max_entries: u32::try_from(config.install.max_entries).unwrap_or(u32::MAX),
         max_depth: usize::try_from(config.install.max_depth).unwrap_or(usize::MAX),
         times: TimeLimits::default(),

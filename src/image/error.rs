@@ -51,6 +51,8 @@ pub enum Error {
     NotEnoughSpace { needed: u64, available: u64 },
     #[error("not enough space: no free inodes")]
     NoInodes,
+    #[error("not enough space: the disk is full, cannot {action} {path}")]
+    DiskFull { action: &'static str, path: PathBuf },
     #[error("cannot {action} {path}")]
     Io {
         action: &'static str,
@@ -82,6 +84,8 @@ pub enum Error {
     ManifestMismatch,
     #[error("incorrect rootfs checksum")]
     TreeMismatch,
+    #[error("the layer is missing")]
+    LayerMissing,
     #[error("{path} is no directory of this store")]
     NotOurs { path: PathBuf },
 }
@@ -93,12 +97,23 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| match source.kind() {
+            // Others were faster than the check, or a quota is smaller than the disk.
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { action, path }
+            }
+            _ => Self::Io { action, path, source },
+        }
     }
 
     /// The host could not do its part, so reading the rest of the package cannot explain it.
     pub(super) fn is_local(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::NotEnoughSpace { .. } | Self::NoInodes)
+        matches!(self, Self::Io { .. }) || self.is_no_space()
+    }
+
+    /// Less on the disk would have helped.
+    pub(super) fn is_no_space(&self) -> bool {
+        matches!(self, Self::NotEnoughSpace { .. } | Self::NoInodes | Self::DiskFull { .. })
     }
 
     /// The same attempt may succeed later without anybody changing anything.
@@ -112,8 +127,7 @@ impl Error {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let transient = error.is_transient();
-        let no_space = matches!(error, Error::NotEnoughSpace { .. } | Error::NoInodes);
+        let (transient, no_space) = (error.is_transient(), error.is_no_space());
         Self { transient, no_space, ..Self::lasting(&error) }
     }
 }

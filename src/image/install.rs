@@ -25,8 +25,10 @@ use crate::image::error::Error;
 use crate::image::listing::Listing;
 use crate::image::manifest::{LayerDescriptor, MAX_MANIFEST_BYTES, Manifest, Role};
 use crate::image::names;
-use crate::image::space::{Eviction, Space};
+use crate::image::origin::{self, ORIGIN, Origin};
+use crate::image::space::{Eviction, Limits, Space};
 use crate::image::staging::Staging;
+use crate::image::stamp;
 use crate::image::tar::{Kind, Member, Reader};
 use crate::image::unpack::{Rules, unpack};
 use crate::image::{BLOBS, ImageSettings, MANIFEST, ROOTFS};
@@ -46,34 +48,36 @@ const PARTS: &str = "parts";
 /// Directories of ours above the tree, as its removal counts them.
 const PLACE_DEPTH: usize = 4;
 /// Layers belong to nobody in particular.
-const LAYER_GID: u32 = 0;
+pub(super) const LAYER_GID: u32 = 0;
 
 /// Installs a service.
 pub(super) fn service(
     settings: &ImageSettings,
     wanted: &DesiredService,
-    eviction: Eviction<'_>,
+    space: (Limits, Eviction<'_>),
 ) -> Result<(InstalledService, ServiceImage), Error> {
     let source = open_source(settings, &wanted.source)?;
-    service_from(settings, wanted, eviction, source)
+    service_from(settings, wanted, space, source)
 }
 
 /// Installs a service whose package comes from `source`.
 pub(super) fn service_from(
     settings: &ImageSettings,
     wanted: &DesiredService,
-    eviction: Eviction<'_>,
+    (limits, eviction): (Limits, Eviction<'_>),
     source: Source,
 ) -> Result<(InstalledService, ServiceImage), Error> {
     let parent = &settings.services_dir;
     let staging = Staging::new(parent)?;
-    let mut space = Space::new(parent, settings.reserve_percent, eviction)?;
+    let mut space = Space::new(parent, limits, eviction)?;
     let rules = rules(settings, wanted.gid);
     let mut parts = ServiceParts::new(&staging, rules);
     let package_digest = read_package(source, &wanted.source, &mut space, |archive, space| {
         parts.read(archive, space)
     })?;
     let parts = parts.finish(settings, &mut space)?;
+    let origin = Origin::of_service(wanted, &package_digest, &parts, space.charged_bytes());
+    origin.write(&staging.path().join(ORIGIN))?;
     space.flush()?;
     let size_bytes = space.charged_bytes();
     let path = staging.publish(parent)?;
@@ -95,6 +99,7 @@ pub(super) fn service_from(
         layers: parts.layers,
         image: parts.image,
         service: parts.service,
+        stamp: stamp::of(&path, Path::new(ROOTFS)),
     };
     Ok((installed, image))
 }
@@ -103,12 +108,12 @@ pub(super) fn service_from(
 pub(super) fn layer(
     settings: &ImageSettings,
     wanted: &DesiredLayer,
-    eviction: Eviction<'_>,
+    (limits, eviction): (Limits, Eviction<'_>),
 ) -> Result<InstalledLayer, Error> {
     let source = open_source(settings, &wanted.source)?;
     let parent = &settings.layers_dir;
     let staging = Staging::new(parent)?;
-    let mut space = Space::new(parent, settings.reserve_percent, eviction)?;
+    let mut space = Space::new(parent, limits, eviction)?;
     let rules = rules(settings, LAYER_GID);
     let mut parts =
         LayerParts { staging: &staging, rules, digest: &wanted.digest, about: None, tree: None };
@@ -116,23 +121,25 @@ pub(super) fn layer(
         parts.read(archive, space)
     })?;
     let about = parts.about.ok_or(Error::Missing { what: "layer.json" })?;
-    if parts.tree.is_none() {
-        return Err(Error::BlobMissing { digest: wanted.digest.to_string() });
-    }
-    space.flush()?;
+    let missing = || Error::BlobMissing { digest: wanted.digest.to_string() };
+    let tree_digest = parts.tree.ok_or_else(missing)?.digest(LAYER_GID);
     let path = parent.join(wanted.digest.algorithm()).join(wanted.digest.hex());
-    staging.publish_part(ROOTFS, &path)?;
-    Ok(InstalledLayer {
+    let installed = InstalledLayer {
         digest: wanted.digest.clone(),
         layer_id: wanted.layer_id.clone(),
         version: wanted.version.clone(),
         os_version: about.os_version,
         path,
         package_digest,
+        tree_digest,
         size_bytes: space.charged_bytes(),
         installed_at_ms: sys::time::wall_ms(),
         unused_since_ms: None,
-    })
+    };
+    Origin::of_layer(&installed).write(&staging.path().join(ORIGIN))?;
+    space.flush()?;
+    staging.publish_part((ROOTFS, &installed.path), (ORIGIN, &origin::beside(&installed.path)))?;
+    Ok(installed)
 }
 
 fn rules(settings: &ImageSettings, gid: u32) -> Rules {
@@ -280,9 +287,9 @@ struct ServiceParts<'a> {
 }
 
 /// What a complete service package gave.
-struct Service {
-    manifest_digest: Vec<u8>,
-    tree_digest: String,
+pub(super) struct Service {
+    pub(super) manifest_digest: Vec<u8>,
+    pub(super) tree_digest: String,
     layers: Vec<Digest>,
     image: ImageConfig,
     service: ServiceConfig,

@@ -16,7 +16,9 @@
 //! the same. Not here: which packages are wanted or may go (core), rows (store), mounts (runtime).
 
 mod archive;
+mod budget;
 mod config;
+mod confine;
 mod digest;
 pub mod download;
 mod error;
@@ -25,8 +27,10 @@ mod install;
 mod listing;
 mod manifest;
 mod names;
+mod origin;
 mod space;
 mod staging;
+mod stamp;
 pub mod tar;
 mod unpack;
 mod url;
@@ -46,19 +50,20 @@ use sha2::{Digest as _, Sha256};
 use crate::document::NumberUnit;
 use crate::model::failure::Failure;
 use crate::model::id::{Digest, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Package};
-use crate::model::service::{InstalledService, ServiceConfig, ServiceImage};
+use crate::model::job::{InstallPlan, Installed, Keep, Package, Row, StartPlan};
+use crate::model::service::{InstalledLayer, InstalledService, ServiceConfig, ServiceImage};
 use crate::model::status::chain;
 use crate::ports::Images;
 use crate::sys;
 
+pub use confine::confine;
 pub use download::TimeLimits;
 pub use error::Error;
 
 use config::MAX_CONFIG_BYTES;
 use listing::regular;
 use manifest::{MAX_MANIFEST_BYTES, Manifest};
-use space::Eviction;
+use space::{Eviction, Limits, Space};
 use staging::Places;
 
 const MANIFEST: &str = "manifest.json";
@@ -81,6 +86,10 @@ pub struct ImageSettings {
     pub max_depth: usize,
     /// Percent of the file system that stays free (`diskReservePercent`), at least 16 MiB.
     pub reserve_percent: u64,
+    /// Percent of their file system that services and layers may take; 0 = no limit
+    /// (`servicesPartLimit`, `layersPartLimit`).
+    pub services_percent: u64,
+    pub layers_percent: u64,
     pub times: TimeLimits,
     /// What a bare number means as a duration in a service configuration.
     pub number_unit: NumberUnit,
@@ -101,8 +110,21 @@ impl ImageStore {
         Self { settings, places }
     }
 
+    /// Reads all of an installed layer and compares it with its digest, if it has one. Slow.
+    fn verify_layer(&self, layer: &InstalledLayer) -> Result<(), Error> {
+        if is_no_directory(&layer.path) {
+            return Err(Error::LayerMissing);
+        }
+        if layer.tree_digest.is_empty() {
+            return Ok(());
+        }
+        let listing = listing::scan(&layer.path, install::LAYER_GID)?;
+        let matches = listing.digest(install::LAYER_GID) == layer.tree_digest;
+        if matches { Ok(()) } else { Err(Error::TreeMismatch) }
+    }
+
     /// Reads all of an installed service and compares it with its digests. Slow.
-    pub fn verify(&self, service: &InstalledService) -> Result<(), Error> {
+    pub fn verify_service(&self, service: &InstalledService) -> Result<(), Error> {
         let image = self.try_load(service)?;
         let listing = listing::scan(&image.rootfs, service.gid)?;
         let matches = if service.tree_digest.is_empty() {
@@ -115,22 +137,113 @@ impl ImageStore {
         if matches { Ok(()) } else { Err(Error::TreeMismatch) }
     }
 
+    /// One attempt; if the disk turns out to be full in the middle of it, all of it is taken back,
+    /// room is made, and it is made once more.
     fn try_install(
         &self,
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
     ) -> Result<Installed, Error> {
-        let eviction = Eviction { candidates: &plan.evictable, evicted, places: &self.places };
+        if let Some(found) = self.find(&plan.package) {
+            return Ok(found);
+        }
+        match self.attempt(plan, evicted) {
+            Err(error @ (Error::DiskFull { .. } | Error::NoInodes)) => {
+                if !self.make_way(plan, evicted)? {
+                    return Err(error);
+                }
+                log::warn!("trying again package={} err={}", plan.package.key(), chain(&error));
+                self.attempt(plan, evicted)
+            }
+            other => other,
+        }
+    }
+
+    fn attempt(
+        &self,
+        plan: &InstallPlan,
+        evicted: &mut Vec<PackageKey>,
+    ) -> Result<Installed, Error> {
+        let space = (self.limits(plan), self.eviction(plan, evicted));
         match &plan.package {
             Package::Service(wanted) => {
-                let (row, image) = install::service(&self.settings, wanted, eviction)?;
+                let (row, image) = install::service(&self.settings, wanted, space)?;
                 Ok(Installed::Service(Box::new(row), Box::new(image)))
             }
             Package::Layer(wanted) => {
-                let row = install::layer(&self.settings, wanted, eviction)?;
+                let row = install::layer(&self.settings, wanted, space)?;
                 Ok(Installed::Layer(Box::new(row)))
             }
         }
+    }
+
+    fn limits(&self, plan: &InstallPlan) -> Limits {
+        Limits {
+            reserve_percent: self.settings.reserve_percent,
+            services_percent: self.settings.services_percent,
+            layers_percent: self.settings.layers_percent,
+            used_bytes: plan.used_bytes,
+        }
+    }
+
+    fn eviction<'a>(
+        &'a self,
+        plan: &'a InstallPlan,
+        evicted: &'a mut Vec<PackageKey>,
+    ) -> Eviction<'a> {
+        Eviction { candidates: &plan.evictable, evicted, places: &self.places }
+    }
+
+    /// Evicts about what the package needs: itself and its content, which nobody knows before it
+    /// was unpacked.
+    fn make_way(&self, plan: &InstallPlan, evicted: &mut Vec<PackageKey>) -> Result<bool, Error> {
+        let (directory, source) = match &plan.package {
+            Package::Service(wanted) => (&self.settings.services_dir, &wanted.source),
+            Package::Layer(wanted) => (&self.settings.layers_dir, &wanted.source),
+        };
+        let mut space = Space::new(directory, self.limits(plan), self.eviction(plan, evicted))?;
+        space.make_way(source.size_bytes.saturating_mul(2))
+    }
+
+    /// Looks for a complete image of a package that has no row any more.
+    fn find(&self, package: &Package) -> Option<Installed> {
+        let found = match package {
+            Package::Service(wanted) => {
+                let entries = fs::read_dir(&self.settings.services_dir).ok()?;
+                let mut paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+                let row =
+                    paths.find_map(|path| origin::of_service(&path)?.service(wanted, &path))?;
+                self.accept(&row.path, self.verify_service(&row))?;
+                let image = self.try_load(&row).ok()?;
+                Installed::Service(Box::new(row), Box::new(image))
+            }
+            Package::Layer(wanted) => {
+                let digest = &wanted.digest;
+                let path = self.settings.layers_dir.join(digest.algorithm()).join(digest.hex());
+                let row = origin::of_layer(&path)?.layer(wanted, &path)?;
+                self.accept(&row.path, self.verify_layer(&row))?;
+                Installed::Layer(Box::new(row))
+            }
+        };
+        log::info!("found on disk, not fetched again package={}", package.key());
+        Some(found)
+    }
+
+    /// What was found but is not right goes.
+    fn accept(&self, path: &Path, verified: Result<(), Error>) -> Option<()> {
+        let Err(error) = verified else { return Some(()) };
+        log::warn!("found on disk, but damaged path={} err={}", path.display(), chain(&error));
+        if let Err(error) = staging::discard(path) {
+            log::warn!("cannot remove path={} err={}", path.display(), chain(&error));
+        }
+        None
+    }
+
+    /// Compares stamps; what was touched is read anew.
+    fn check_service(&self, service: &InstalledService, image: &ServiceImage) -> Result<(), Error> {
+        let rootfs = image.rootfs.strip_prefix(&service.path).unwrap_or(&image.rootfs);
+        let same = stamp::of(&service.path, rootfs) == image.stamp;
+        if same && !image.stamp.is_empty() { Ok(()) } else { self.try_load(service).map(drop) }
     }
 
     fn try_load(&self, service: &InstalledService) -> Result<ServiceImage, Error> {
@@ -148,8 +261,10 @@ impl ImageStore {
             digest::check_blob(&content, digest).map(|()| content)
         };
         let unit = self.settings.number_unit;
+        let rootfs = rootfs(directory, path, &manifest.rootfs)?;
         Ok(ServiceImage {
-            rootfs: rootfs(directory, path, &manifest.rootfs)?,
+            stamp: stamp::of(path, rootfs.strip_prefix(path).unwrap_or(&rootfs)),
+            rootfs,
             image: config::image_config(&blob(&manifest.config)?)?,
             service: match &manifest.service_config {
                 Some(digest) => config::service_config(&blob(digest)?, unit)?,
@@ -167,10 +282,11 @@ impl ImageStore {
     }
 
     /// Does all it can; what it cannot is logged, and costs space at most.
-    fn do_tidy(&self, known: &[PathBuf]) -> Vec<PathBuf> {
-        for error in staging::tidy(&self.places, known) {
+    fn do_tidy(&self, known: &[PathBuf], keep: &Keep) -> Vec<PathBuf> {
+        for error in staging::tidy(&self.places, known, keep) {
             log::warn!("cannot tidy the image directories err={}", chain(&error));
         }
+        self.warn_of_limits();
         for directory in [&self.settings.download_dir, &self.settings.extract_dir] {
             if directory.as_os_str().is_empty() {
                 continue;
@@ -180,6 +296,21 @@ impl ImageStore {
             }
         }
         known.iter().filter(|path| is_no_directory(path)).cloned().collect()
+    }
+}
+
+impl ImageStore {
+    /// Limits that together are more than the whole each get their share of it.
+    fn warn_of_limits(&self) {
+        let (services, layers) = (self.settings.services_percent, self.settings.layers_percent);
+        let shared =
+            sys::fs::same_file_system(&self.places.services, &self.places.layers).unwrap_or(false);
+        if shared && services + layers > 100 {
+            log::warn!(
+                "total part limit exceeds 100 %, both limits are lowered services={services} \
+                 layers={layers}"
+            );
+        }
     }
 }
 
@@ -254,7 +385,33 @@ impl Images for ImageStore {
         Ok(self.try_remove(path)?)
     }
 
-    fn tidy(&self, known: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
-        Ok(self.do_tidy(known))
+    fn check(&self, plan: &StartPlan) -> Result<(), Failure> {
+        let damaged = |key, error: Error| Failure { damaged: Some(key), ..error.into() };
+        let service = PackageKey::Service(plan.service.key.clone());
+        self.check_service(&plan.service, &plan.image).map_err(|error| damaged(service, error))?;
+        let gone = |(_, path): &(&Digest, &PathBuf)| is_no_directory(path);
+        match plan.image.layers.iter().zip(&plan.layers).find(gone) {
+            Some((digest, _)) => {
+                Err(damaged(PackageKey::Layer(digest.clone()), Error::LayerMissing))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn verify(&self, row: &Row) -> Result<(), Failure> {
+        let result = match row {
+            Row::Service(service) => self.verify_service(service),
+            Row::Layer(layer) => self.verify_layer(layer),
+        };
+        result.map_err(|error| {
+            // Only what was read and is different is damage; what cannot be read now may be later.
+            let unread = matches!(&error, Error::Io { source, .. }
+                if source.kind() != std::io::ErrorKind::NotFound);
+            Failure { transient: unread, ..error.into() }
+        })
+    }
+
+    fn tidy(&self, known: &[PathBuf], keep: &Keep) -> Result<Vec<PathBuf>, Failure> {
+        Ok(self.do_tidy(known, keep))
     }
 }

@@ -1,10 +1,11 @@
 //! Room for what is being installed: the reserve of the file system, eviction of unused packages,
 //! and flushing while writing.
 //!
-//! Fetch thread; one `Space` per attempt. Before anything is written its size is asked for here,
-//! and the file system is measured anew each time, so that data, containers and logs of others are
-//! seen. Evicted is only what the job allows, in its order, and only if it would help. Limits per
-//! directory come with the reservations of a later step.
+//! Fetch thread; one `Space` per attempt. Before anything is written its size is reserved here, in
+//! the budget of the directory and on the file system, which is measured anew each time, so that
+//! data, containers and logs of others are seen. Evicted is only what the job allows, in its order,
+//! and only if it would help: packages of the same directory for its limit, those of any directory
+//! on the same file system for its space.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,6 +14,7 @@ use std::path::Path;
 
 use nix::sys::statvfs::fstatvfs;
 
+use crate::image::budget::{Budget, limit_bytes};
 use crate::image::error::Error;
 use crate::image::staging::{self, Places};
 use crate::model::id::PackageKey;
@@ -39,58 +41,82 @@ pub(super) struct Eviction<'a> {
     pub(super) places: &'a Places,
 }
 
+/// What the configuration leaves to a directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Percent of the file system that stays free.
+    pub(super) reserve_percent: u64,
+    /// `servicesPartLimit`, `layersPartLimit`; 0 = none.
+    pub(super) services_percent: u64,
+    pub(super) layers_percent: u64,
+    /// Size of what is installed in the directory.
+    pub(super) used_bytes: u64,
+}
+
 /// Space of the file system on which a package is being unpacked.
 pub(super) struct Space<'a> {
     directory: &'a Path,
     file: File,
     reserve_percent: u64,
     eviction: Eviction<'a>,
-    next_candidate: usize,
-    charged_bytes: u64,
+    budget: Budget,
     unflushed_bytes: u64,
 }
 
+/// Where room is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Directory,
+    Partition,
+}
+
 impl<'a> Space<'a> {
+    /// Space for a package in `directory`, which is one of the two of `eviction`'s places.
     pub(super) fn new(
         directory: &'a Path,
-        reserve_percent: u64,
+        limits: Limits,
         eviction: Eviction<'a>,
     ) -> Result<Self, Error> {
         let file = File::open(directory).map_err(Error::io("open", directory))?;
-        Ok(Self {
-            directory,
-            file,
-            reserve_percent,
-            eviction,
-            next_candidate: 0,
-            charged_bytes: 0,
-            unflushed_bytes: 0,
-        })
+        let percents = percents(directory, &limits, eviction.places);
+        let stat = fstatvfs(&file);
+        let stat = stat.map_err(|errno| Error::io("measure", directory)(errno.into()))?;
+        let total = stat.blocks().saturating_mul(stat.fragment_size());
+        let budget = Budget::new(limit_bytes(total, &percents), limits.used_bytes);
+        let reserve_percent = limits.reserve_percent;
+        Ok(Self { directory, file, reserve_percent, eviction, budget, unflushed_bytes: 0 })
     }
 
-    /// Asks for room for one more entry with this content.
+    /// Reserves room for one more entry with this content.
     pub(super) fn charge(&mut self, content_bytes: u64) -> Result<(), Error> {
         let rounded = content_bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
         let cost = rounded.saturating_add(BLOCK_BYTES);
+        sys::fault::point("charge");
         self.check(cost)?;
-        self.charged_bytes = self.charged_bytes.saturating_add(cost);
-        Ok(())
+        if self.budget.reserve(cost) {
+            return Ok(());
+        }
+        Err(Error::NotEnoughSpace { needed: cost, available: self.budget.left() })
     }
 
     /// Sum of all that was charged: what the package takes on disk, roughly.
     pub(super) fn charged_bytes(&self) -> u64 {
-        self.charged_bytes
+        self.budget.reserved()
     }
 
     /// Fails unless so many bytes can be written now; evicts if that helps.
     pub(super) fn check(&mut self, needed: u64) -> Result<(), Error> {
         loop {
-            let available = self.available()?;
-            if needed <= available {
+            let (left, available) = (self.budget.left(), self.available()?);
+            let (missing, scope) = if needed > left {
+                (needed - left, Scope::Directory)
+            } else if needed > available {
+                (needed - available, Scope::Partition)
+            } else {
                 return Ok(());
-            }
-            if !self.evict_one(needed - available)? {
-                return Err(Error::NotEnoughSpace { needed, available });
+            };
+            if !self.evict_one(missing, scope)? {
+                return Err(Error::NotEnoughSpace { needed, available: left.min(available) });
             }
         }
     }
@@ -109,25 +135,46 @@ impl<'a> Space<'a> {
         Ok(free.saturating_sub(reserve))
     }
 
-    /// Removes the next candidate on this file system if all of them together free enough.
-    /// `false` = nothing more can be done.
-    fn evict_one(&mut self, missing: u64) -> Result<bool, Error> {
-        let candidates = &self.eviction.candidates[self.next_candidate..];
-        let helpful = |candidate: &&Evictable| self.is_here(&candidate.path);
-        let total: u64 = candidates.iter().filter(helpful).map(|one| one.size_bytes).sum();
-        if total < missing {
+    /// Removes the next candidate that helps, if all of them together free enough. `false` =
+    /// nothing more can be done.
+    fn evict_one(&mut self, missing: u64, scope: Scope) -> Result<bool, Error> {
+        let helps = |one: &&Evictable| {
+            !self.eviction.evicted.contains(&one.key)
+                && self.is_here(&one.path)
+                && (scope == Scope::Partition || one.path.starts_with(self.directory))
+        };
+        let candidates: Vec<&Evictable> = self.eviction.candidates.iter().filter(helps).collect();
+        let total = candidates.iter().fold(0u64, |sum, one| sum.saturating_add(one.size_bytes));
+        let Some(first) = candidates.first().filter(|_| total >= missing) else {
             return Ok(false);
+        };
+        log::info!("evicting for space package={}", first.key);
+        staging::discard(&first.path)?;
+        sys::fault::point("evicted");
+        if first.path.starts_with(self.directory) {
+            self.budget.evicted(first.size_bytes);
         }
-        for candidate in candidates {
-            self.next_candidate += 1;
-            if self.is_here(&candidate.path) {
-                log::info!("evicting for space package={}", candidate.key);
+        self.eviction.evicted.push(first.key.clone());
+        Ok(true)
+    }
+
+    /// After a write has failed for want of space and all of the attempt is gone again: evicts,
+    /// first one first, until so many bytes are freed. `false` = there was nothing to evict.
+    pub(super) fn make_way(&mut self, bytes: u64) -> Result<bool, Error> {
+        let mut freed = 0u64;
+        for candidate in self.eviction.candidates {
+            let key = &candidate.key;
+            if freed >= bytes {
+                break;
+            }
+            if self.is_here(&candidate.path) && !self.eviction.evicted.contains(key) {
+                log::info!("evicting because the disk is full package={key}");
                 staging::discard(&candidate.path)?;
-                self.eviction.evicted.push(candidate.key.clone());
-                return Ok(true);
+                self.eviction.evicted.push(key.clone());
+                freed = freed.saturating_add(candidate.size_bytes.max(1));
             }
         }
-        Ok(false)
+        Ok(freed > 0)
     }
 
     fn is_here(&self, path: &Path) -> bool {
@@ -154,7 +201,19 @@ impl<'a> Space<'a> {
     /// Flushes everything; after this a rename can make the package visible.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         self.unflushed_bytes = 0;
+        sys::fault::point("before flushing");
         let synced = sys::retry(|| nix::unistd::syncfs(self.file.as_fd()));
         synced.map_err(Error::io("flush", self.directory))
+    }
+}
+
+/// Limits of the directories that share the file system of `directory`, its own first.
+pub(super) fn percents(directory: &Path, limits: &Limits, places: &Places) -> Vec<u64> {
+    let services = (places.services.as_path(), limits.services_percent);
+    let layers = (places.layers.as_path(), limits.layers_percent);
+    let (own, other) = if directory == layers.0 { (layers, services) } else { (services, layers) };
+    match sys::fs::same_file_system(own.0, other.0) {
+        Ok(true) => vec![own.1, other.1],
+        _ => vec![own.1],
     }
 }

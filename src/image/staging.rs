@@ -16,7 +16,9 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
 
 use crate::image::error::Error;
-use crate::sys;
+use crate::image::origin::{self, Origin};
+use crate::model::job::Keep;
+use crate::sys::{self, fault};
 
 /// Start of the names of directories that are removed whenever they are found.
 pub(super) const PREFIX: &str = ".staging-";
@@ -91,13 +93,20 @@ impl Staging {
 
     /// Gives the whole directory its final name, a new one in the same parent.
     pub(super) fn publish(mut self, parent: &Path) -> Result<PathBuf, Error> {
+        fault::point("before publishing");
         let target = unused(parent, "", |path| rename_to_new(&self.path, path))?;
+        fault::point("published");
         self.published = true;
         confirm(parent, target)
     }
 
-    /// Gives one directory below its final name. What was there goes with the staging directory.
-    pub(super) fn publish_part(&self, part: &str, target: &Path) -> Result<(), Error> {
+    /// Gives one directory below, and before it a file that tells about it, their final names.
+    /// What was there goes with the staging directory.
+    pub(super) fn publish_part(
+        &self,
+        (part, target): (&str, &Path),
+        (about, about_target): (&str, &Path),
+    ) -> Result<(), Error> {
         let parent = target.parent().unwrap_or(target);
         sys::fs::make_dirs(parent, 0o700).map_err(Error::io("make", parent))?;
         if let Some(above) = parent.parent() {
@@ -109,6 +118,9 @@ impl Staging {
             }
             _ => {}
         }
+        let renamed = fs::rename(self.path.join(about), about_target);
+        renamed.map_err(Error::io("publish", about_target))?;
+        fault::point("layer described");
         rename_to_new(&self.path.join(part), target).map_err(Error::io("publish", target))?;
         confirm(parent, target.to_owned()).map(drop)
     }
@@ -128,6 +140,7 @@ impl Drop for Staging {
 
 /// Makes the rename durable, or takes it back.
 fn confirm(parent: &Path, target: PathBuf) -> Result<PathBuf, Error> {
+    fault::point("before confirming");
     let Err(error) = sys::fs::sync_dir(parent) else { return Ok(target) };
     discard(&target)?;
     Err(Error::io("flush", parent)(error))
@@ -172,26 +185,45 @@ pub(super) fn discard(path: &Path) -> Result<(), Error> {
         Err(error) => return Err(Error::io("read", path)(error)),
         Ok(_) => {}
     }
+    fault::point("before hiding");
     let hidden = unused(parent, PREFIX, |hidden| rename_to_new(path, hidden))?;
+    fault::point("hidden");
+    let about = origin::beside(path);
+    match fs::remove_file(&about) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("cannot remove path={} err={error}", about.display());
+        }
+        _ => {}
+    }
     sys::fs::sync_dir(parent).map_err(Error::io("flush", parent))?;
     sys::fs::remove_tree(&hidden).map_err(Error::io("remove", hidden))
 }
 
-/// Removes what no row names and what was left by a crash. Nothing stops it; all errors are
-/// returned.
-pub(super) fn tidy(places: &Places, known: &[PathBuf]) -> Vec<Error> {
+/// Removes what no row names and `keep` does not want, and what was left by a crash. Nothing stops
+/// it; all errors are returned.
+pub(super) fn tidy(places: &Places, known: &[PathBuf], keep: &Keep) -> Vec<Error> {
     let mut errors = Vec::new();
     for directory in [&places.services, &places.layers] {
         let made = sys::fs::make_dirs(directory, STORE_MODE);
         errors.extend(made.map_err(Error::io("make", directory)).err());
     }
-    let unknown = |path: &Path| !known.iter().any(|one| one == path);
-    sweep(&places.services, unknown, &mut errors);
+    let known = |path: &Path| known.iter().any(|one| one == path);
+    let kept = |path: &Path, origin: Option<Origin>| {
+        known(path) || (!is_staging(path) && origin.is_some_and(|origin| origin.is_wanted(keep)))
+    };
+    let services = |path: &Path| !kept(path, origin::of_service(path));
+    sweep(&places.services, services, &mut errors);
     sweep(&places.layers, is_staging, &mut errors);
     for directory in places.layer_directories() {
         // The two above may be links that an integrator made; nobody makes these.
         if fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.is_dir()) {
-            sweep(&directory, unknown, &mut errors);
+            // What tells about a layer stays as long as the layer.
+            let without = |path: &Path| match origin::owner(path) {
+                Some(layer) => fs::symlink_metadata(layer).is_err(),
+                None => !kept(path, origin::of_layer(path)),
+            };
+            sweep(&directory, without, &mut errors);
+            sweep(&directory, without, &mut errors);
         }
     }
     errors
@@ -215,6 +247,7 @@ fn sweep(directory: &Path, remove: impl Fn(&Path) -> bool, errors: &mut Vec<Erro
         if path.file_name() == Some(OsStr::new(LOST_AND_FOUND)) || !remove(&path) {
             continue;
         }
+        fault::point("orphan");
         log::info!("removing orphan path={}", path.display());
         let removed = sys::fs::remove_tree(&path);
         errors.extend(removed.map_err(Error::io("remove", path)).err());
@@ -283,10 +316,15 @@ mod tests {
             let staging = Staging::new(dir.path()).unwrap();
             staging.make_dirs("part").unwrap();
             fs::File::create(staging.path().join("part").join(file)).unwrap();
-            staging.publish_part("part", &target).unwrap();
+            fs::File::create(staging.path().join("about")).unwrap();
+            let about = origin::beside(&target);
+            staging.publish_part(("part", &target), ("about", &about)).unwrap();
         }
         assert_eq!(names(&target), ["new"]);
+        assert_eq!(names(&dir.path().join("sha256")), [".package-abc", "abc"]);
         assert_eq!(names(dir.path()), ["sha256"]);
+        discard(&target).unwrap();
+        assert!(names(&dir.path().join("sha256")).is_empty());
     }
 
     #[test]
@@ -311,13 +349,13 @@ mod tests {
         symlink(&outside, places.layers.join("sha512/link").parent().unwrap()).unwrap();
         fs::File::create(places.layers.join("file")).unwrap();
         let known = [places.services.join("1"), places.layers.join("sha256/kept")];
-        let errors = tidy(&places, &known);
+        let errors = tidy(&places, &known, &Keep::All);
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(names(&places.services), ["1", "lost+found"]);
         assert_eq!(names(&places.layers), ["file", "other", "sha256", "sha512"]);
         assert_eq!(names(&places.layers.join("sha256")), ["kept"]);
         assert_eq!(names(&outside), ["x"]);
-        assert!(tidy(&self::places(&dir.path().join("fresh")), &[]).is_empty());
+        assert!(tidy(&self::places(&dir.path().join("fresh")), &[], &Keep::All).is_empty());
         assert!(dir.path().join("fresh/layers").is_dir());
     }
 }

@@ -15,6 +15,7 @@ mod fixture;
 mod given;
 mod made;
 mod network;
+mod care;
 mod room;
 
 /// A store in a directory of its own.
@@ -39,6 +40,8 @@ impl Store {
             max_entries: 200_000,
             max_depth: 128,
             reserve_percent: 2,
+            services_percent: 0,
+            layers_percent: 0,
             times: TimeLimits::default(),
             number_unit: NumberUnit::Seconds,
         };
@@ -47,7 +50,7 @@ impl Store {
     }
 
     fn install(&self, package: Package) -> Result<Installed, String> {
-        let plan = InstallPlan { package, evictable: Vec::new() };
+        let plan = InstallPlan { package, evictable: Vec::new(), used_bytes: 0 };
         self.store.install(&plan, &mut Vec::new()).map_err(|failure| failure.message)
     }
 

@@ -205,13 +205,7 @@ impl<'a, 's> Tree<'a, 's> {
     fn failed(&self, action: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {
         let escaped = names::shown(path);
         let path = self.root_path.join(escaped);
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                // Others were faster than the check, or the quota is smaller than the disk.
-                Error::NotEnoughSpace { needed: 1, available: 0 }
-            }
-            _ => Error::Io { action, path, source },
-        }
+        Error::io(action, path)
     }
 
     fn make_directory(&mut self, path: &[u8], name: &[u8]) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use crate::jobs::Ports;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Record, StartPlan, Started};
+use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started};
 use crate::model::service::{InstalledService, ServiceImage};
 use crate::ports::{Bundles, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio};
 use crate::runtime::spec::tests as sample;
@@ -164,7 +164,14 @@ impl Images for Fake {
     fn remove(&self, path: &Path) -> Result<(), Failure> {
         self.note("remove-image", &format!("remove-image({})", path.display()))
     }
-    fn tidy(&self, known: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    fn check(&self, _: &StartPlan) -> Result<(), Failure> {
+        // Changes nothing, so that it is of no interest where it comes.
+        if self.failing.contains("check") { self.call("check") } else { Ok(()) }
+    }
+    fn verify(&self, _: &Row) -> Result<(), Failure> {
+        self.call("verify")
+    }
+    fn tidy(&self, known: &[PathBuf], _: &Keep) -> Result<Vec<PathBuf>, Failure> {
         let missing = known.iter().take(1).cloned().collect();
         self.note("tidy", &format!("tidy({})", known.len())).map(|()| missing)
     }

@@ -21,6 +21,7 @@ use crossbeam::channel::{Receiver, Sender};
 use crate::model::event::Event;
 use crate::model::job::{ExecJob, FetchJob, InstallPlan, JobDone};
 use crate::ports::{Bundles, Images, LogSinks, Network, Runtime};
+use crate::sys::fault;
 
 /// What the scripts act on. A clone shares the adapters.
 #[derive(Clone)]
@@ -81,9 +82,16 @@ pub fn exec(job: ExecJob, ports: &Ports) -> JobDone {
 
 /// Does one job of the fetch thread.
 pub fn fetch(job: FetchJob, ports: &Ports) -> JobDone {
+    let done = do_fetch(job, ports);
+    fault::point("fetch job done");
+    done
+}
+
+fn do_fetch(job: FetchJob, ports: &Ports) -> JobDone {
+    fault::point("fetch job");
     match job {
-        FetchJob::Tidy { known } => {
-            let missing = ports.images.tidy(&known).unwrap_or_else(|failure| {
+        FetchJob::Tidy { known, keep } => {
+            let missing = ports.images.tidy(&known, &keep).unwrap_or_else(|failure| {
                 log::warn!("cannot tidy the image directories err={failure}");
                 Vec::new()
             });
@@ -94,6 +102,9 @@ pub fn fetch(job: FetchJob, ports: &Ports) -> JobDone {
                 log::warn!("cannot remove a damaged image, the next start will err={failure}");
             }
             JobDone::Discarded
+        }
+        FetchJob::Check(row) => {
+            JobDone::Checked { key: row.key(), result: ports.images.verify(&row) }
         }
         FetchJob::Install(plan) => install(ports, &plan),
         FetchJob::Remove { key, path } => {
@@ -121,7 +132,7 @@ mod tests {
     use crate::jobs::fake::Fake;
     use crate::model::desired::{DesiredService, PackageSource};
     use crate::model::id::{Digest, PackageKey};
-    use crate::model::job::{AdoptPlan, Evictable, Package, StopPlan, StopScope};
+    use crate::model::job::{AdoptPlan, Evictable, Keep, Package, Row, StopPlan, StopScope};
 
     /// Short text of an answer.
     fn text(event: Event) -> String {
@@ -136,6 +147,7 @@ mod tests {
             JobDone::Adopted { result, .. } => format!("adopted {}", result.is_ok()),
             JobDone::Tidied { missing } => format!("tidied {}", missing.len()),
             JobDone::Discarded => "discarded".to_owned(),
+            JobDone::Checked { key, result } => format!("checked {key} {}", result.is_ok()),
             JobDone::Installed { key, evicted, result } => {
                 format!("installed {key} {} {}", evicted.len(), result.is_ok())
             }
@@ -167,12 +179,14 @@ mod tests {
         let digest = Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
         let key = PackageKey::Layer(digest);
         let old = Evictable { key: key.clone(), path: PathBuf::new(), size_bytes: 1 };
-        let install = InstallPlan { package: Package::Service(service), evictable: vec![old] };
+        let package = Package::Service(service);
+        let install = InstallPlan { package, evictable: vec![old], used_bytes: 1 };
         vec![
-            FetchJob::Tidy { known: vec!["/a".into(), "/b".into()] },
+            FetchJob::Tidy { known: vec!["/a".into(), "/b".into()], keep: Keep::All },
             FetchJob::Install(Box::new(install)),
             FetchJob::Remove { key, path: "/old".into() },
             FetchJob::Discard { path: "/bad".into() },
+            FetchJob::Check(Box::new(Row::Service(fake::plan().service))),
         ]
     }
 
@@ -198,9 +212,9 @@ mod tests {
         let zeros = "0".repeat(64);
         check(
             &[],
-            "load prepare record-starting(0,0) open attach build create record-running(4242,77) \
-             start kill delete remove detach close adopt-network adopt tidy(2) install \
-             remove-image(/old) remove-image(/bad)",
+            "load prepare record-starting(0,0) open attach build create \
+             record-running(4242,77) start kill delete remove detach close adopt-network adopt \
+             tidy(2) install remove-image(/old) remove-image(/bad) verify",
             &[
                 "surveyed 0",
                 "loaded svc-a 1.0.0 true",
@@ -211,12 +225,13 @@ mod tests {
                 "installed service svc-a 1.0.0 1 true",
                 &format!("removed layer sha256:{zeros} true"),
                 "discarded",
+                "checked service svc-a 1.0.0 true",
             ],
         );
         check(
-            &["load", "prepare", "kill", "adopt", "tidy", "install", "remove-image"],
-            "load prepare remove kill delete remove detach close adopt-network adopt tidy(2) \
-             install remove-image(/old) remove-image(/bad)",
+            &["load", "prepare", "kill", "adopt", "tidy", "install", "remove-image", "verify"],
+            "load prepare remove kill delete remove detach close adopt-network adopt \
+             tidy(2) install remove-image(/old) remove-image(/bad) verify",
             &[
                 "surveyed 0",
                 "loaded svc-a 1.0.0 false",
@@ -227,6 +242,7 @@ mod tests {
                 "installed service svc-a 1.0.0 1 false",
                 &format!("removed layer sha256:{zeros} false"),
                 "discarded",
+                "checked service svc-a 1.0.0 false",
             ],
         );
     }

@@ -11,6 +11,7 @@ use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{Record, StartKind, StartPlan, Started};
 use crate::ports::{Init, NetworkPlan, Stdio};
+use crate::sys::fault;
 
 /// What came of a start.
 #[derive(Debug, PartialEq)]
@@ -34,6 +35,7 @@ pub fn start(ports: &Ports, plan: &StartPlan) -> Outcome {
 /// Bundle, sink, network, root file system, container. A failure leaves nothing behind.
 fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started, Failure> {
     let id = &plan.id;
+    ports.images.check(plan)?;
 
     undo.note("remove bundle", |ports, id| ports.bundles.remove(id));
     let bundle = ports.bundles.prepare(id)?;
@@ -115,6 +117,7 @@ impl<'a> Undo<'a> {
     }
 
     fn note(&mut self, name: &'static str, step: Step) {
+        fault::point("start step");
         self.steps.push((name, step));
     }
 
@@ -175,6 +178,7 @@ mod tests {
             &[],
             "prepare record-starting(0,0) open attach build create record-running(4242,77) start",
         );
+        check(&["check"], "check");
         check(&["prepare"], "prepare remove");
         check(&["record-starting"], &format!("prepare {record} remove"));
         check(&["open"], &format!("prepare {record} open close remove"));

@@ -1,5 +1,6 @@
 //! What crosses a port when something went wrong.
 
+use crate::model::id::PackageKey;
 use crate::model::status::chain;
 
 /// Why a port call failed.
@@ -10,8 +11,10 @@ pub struct Failure {
     pub message: String,
     /// The same call may succeed later without anybody changing anything.
     pub transient: bool,
-    /// The disk is too full, although everything that may go was removed.
+    /// There was not enough space on a disk.
     pub no_space: bool,
+    /// This installed package is not what it was when it was installed.
+    pub damaged: Option<PackageKey>,
 }
 
 impl Failure {
@@ -27,6 +30,6 @@ impl Failure {
 
     /// A failure that is complete with its text.
     pub fn text(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: false, no_space: false }
+        Self { message: message.into(), transient: false, no_space: false, damaged: None }
     }
 }

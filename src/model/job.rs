@@ -27,9 +27,10 @@ pub enum ExecJob {
 /// Work of the fetch thread: downloads, unpacking, removal, network file systems.
 #[derive(Clone, Debug)]
 pub enum FetchJob {
-    /// At start: empty the staging places, remove image directories that no row names.
+    /// Empty the staging places, remove image directories that no row names.
     Tidy {
         known: Vec<PathBuf>,
+        keep: Keep,
     },
     Install(Box<InstallPlan>),
     Remove {
@@ -40,6 +41,33 @@ pub enum FetchJob {
     Discard {
         path: PathBuf,
     },
+    /// Read all of an installed package and compare it with its digest.
+    Check(Box<Row>),
+}
+
+/// Which complete packages without a row stay, so that they need not be fetched again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// Nothing is known about what is wanted.
+    All,
+    /// Those that came from package files with one of these SHA3-256 values.
+    Packages(Vec<Vec<u8>>),
+}
+
+/// Row of an installed package.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Row {
+    Service(Arc<InstalledService>),
+    Layer(InstalledLayer),
+}
+
+impl Row {
+    pub fn key(&self) -> PackageKey {
+        match self {
+            Self::Service(row) => PackageKey::Service(row.key.clone()),
+            Self::Layer(row) => PackageKey::Layer(row.digest.clone()),
+        }
+    }
 }
 
 /// Everything that one start of an instance needs; nothing is looked up while it runs.
@@ -129,6 +157,8 @@ pub struct InstallPlan {
     pub package: Package,
     /// What may be removed to make room, first one first.
     pub evictable: Vec<Evictable>,
+    /// Size of all installed packages of this kind, evictable ones included.
+    pub used_bytes: u64,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -189,6 +219,11 @@ pub enum JobDone {
         missing: Vec<PathBuf>,
     },
     Discarded,
+    /// A failure that is not transient: the package is damaged.
+    Checked {
+        key: PackageKey,
+        result: Result<(), Failure>,
+    },
     Installed {
         key: PackageKey,
         evicted: Vec<PackageKey>,

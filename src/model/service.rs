@@ -39,6 +39,8 @@ pub struct InstalledLayer {
     pub os_version: String,
     pub path: PathBuf,
     pub package_digest: Vec<u8>,
+    /// Digest of the unpacked content; empty when taken over or from an earlier release.
+    pub tree_digest: String,
     pub size_bytes: u64,
     pub installed_at_ms: i64,
     pub unused_since_ms: Option<i64>,
@@ -53,6 +55,19 @@ pub struct ServiceImage {
     pub layers: Vec<Digest>,
     pub image: ImageConfig,
     pub service: ServiceConfig,
+    /// By what a change of the image is noticed without reading it; empty = unknown.
+    pub stamp: Vec<Stamp>,
+}
+
+/// What the file system says about a file: another value means that it was touched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    pub device: u64,
+    pub inode: u64,
+    pub size_bytes: u64,
+    /// Seconds and nanoseconds of the last change of the content and of the inode.
+    pub modified: (i64, i64),
+    pub changed: (i64, i64),
 }
 
 /// What is used of the OCI image configuration.

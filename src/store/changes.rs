@@ -130,9 +130,9 @@ fn put_service(batch: &mut Batch<'_>, service: &InstalledService) -> rusqlite::R
 fn put_layer(batch: &mut Batch<'_>, layer: &InstalledLayer) -> rusqlite::Result<()> {
     batch.execute(
         "INSERT OR REPLACE INTO layers (digest, layer_id, version, os_version, path,
-            package_digest, size, installed_at, unused_since)
+            package_digest, tree_digest, size, installed_at, unused_since)
         VALUES (:digest, :layer_id, :version, :os_version, :path,
-            :package_digest, :size, :installed_at, :unused_since)",
+            :package_digest, :tree_digest, :size, :installed_at, :unused_since)",
         named_params! {
             ":digest": layer.digest.as_str(),
             ":layer_id": layer.layer_id,
@@ -140,6 +140,7 @@ fn put_layer(batch: &mut Batch<'_>, layer: &InstalledLayer) -> rusqlite::Result<
             ":os_version": layer.os_version,
             ":path": PathParam(&layer.path),
             ":package_digest": layer.package_digest,
+            ":tree_digest": layer.tree_digest,
             ":size": layer.size_bytes.cast_signed(),
             ":installed_at": layer.installed_at_ms,
             ":unused_since": layer.unused_since_ms,

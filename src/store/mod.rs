@@ -26,6 +26,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use self::changes::Batch;
 use crate::model::status::chain;
 use crate::model::store::{Change, Snapshot};
+use crate::sys::fault;
 
 /// Name of the file below the working directory.
 pub const FILE_NAME: &str = "servicemanager.db";
@@ -246,7 +247,10 @@ impl Store {
                 .map_err(|source| Error::Write { change: changes::name_of(change), source })?;
         }
         drop(batch);
-        transaction.commit().map_err(|source| Error::Commit { source })
+        fault::point("before commit");
+        transaction.commit().map_err(|source| Error::Commit { source })?;
+        fault::point("committed");
+        Ok(())
     }
 }
 

@@ -123,6 +123,7 @@ fn layer(row: &Row<'_>) -> Result<InstalledLayer, Unreadable> {
         os_version: row.get("os_version")?,
         path: row.get::<_, PathColumn>("path")?.0,
         package_digest: row.get("package_digest")?,
+        tree_digest: row.get("tree_digest")?,
         size_bytes: bits(row, "size")?,
         installed_at_ms: row.get("installed_at")?,
         unused_since_ms: row.get("unused_since")?,

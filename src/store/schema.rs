@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::Error;
 
 /// Each step leads from the version before to this one.
-const STEPS: &[(i32, &str)] = &[(100, BASE)];
+const STEPS: &[(i32, &str)] = &[(100, BASE), (101, LAYER_TREES)];
 
 /// Version that the newest step leads to.
 pub(super) const VERSION: i32 = STEPS[STEPS.len() - 1].0;
@@ -92,6 +92,11 @@ CREATE TABLE traffic (
     time INTEGER NOT NULL,
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// What a layer looks like unpacked, to notice damage.
+const LAYER_TREES: &str = "
+ALTER TABLE layers ADD COLUMN tree_digest TEXT NOT NULL DEFAULT '';
 ";
 
 /// Applies the steps that the file lacks.

@@ -194,6 +194,7 @@ fn layer(row: &Row<'_>) -> Result<InstalledLayer, Unreadable> {
         os_version: text(row, "osVersion")?,
         path: text(row, "path")?.into(),
         package_digest: Vec::new(),
+        tree_digest: String::new(),
         size_bytes: unsigned(row, "size")?,
         installed_at_ms: time_ms,
         unused_since_ms: row.get::<_, bool>("cached")?.then_some(time_ms),

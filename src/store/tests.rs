@@ -58,6 +58,7 @@ fn layer(digit: char) -> InstalledLayer {
         os_version: String::new(),
         path: PathBuf::from(std::ffi::OsString::from("/var/aos/layers/ä")),
         package_digest: Vec::new(),
+        tree_digest: format!("tree1:{digit}"),
         size_bytes: 160,
         installed_at_ms: -1,
         unused_since_ms: Some(0),
@@ -317,7 +318,7 @@ fn settings_are_in_force_and_files_are_private() {
         ("cache_size", "-256"),
         ("mmap_size", "0"),
         ("temp_store", "2"),
-        ("user_version", "100"),
+        ("user_version", "101"),
         ("busy_timeout", "3000"),
     ] {
         let sql = format!("PRAGMA {pragma}");

@@ -9,6 +9,7 @@
 pub mod cgroups;
 pub mod command;
 pub mod cpu_count;
+pub mod fault;
 pub mod fs;
 pub mod malloc;
 pub mod mount;
@@ -19,6 +20,7 @@ pub mod pidfd;
 pub mod process;
 pub mod random;
 pub mod residency;
+pub mod rights;
 pub mod thread;
 pub mod time;
 pub mod tree;

@@ -133,7 +133,7 @@ fn check_tree(store: &Store, outcome: &Outcome) {
     if let Outcome::Service(row, image) = outcome {
         assert_eq!(listing.digest(GID), row.tree_digest, "taken while unpacking and read back");
         assert_eq!(&store.store.load(row).unwrap(), &**image);
-        store.store.verify(row).unwrap();
+        store.store.verify_service(row).unwrap();
         let mode = fs::metadata(&row.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o700);
     }
@@ -332,11 +332,11 @@ fn stores_of_the_reference() {
         for row in &rows {
             let image = store.store.load(row).unwrap();
             assert_eq!(image.image.os, "linux");
-            store.store.verify(row).unwrap();
+            store.store.verify_service(row).unwrap();
         }
         assert!(rows.iter().any(|row| !store.store.load(row).unwrap().layers.is_empty()));
         let known: Vec<_> = rows.iter().map(|row| row.path.clone()).collect();
-        assert!(store.store.tidy(&known).unwrap().is_empty());
+        assert!(store.store.tidy(&known, &Keep::Packages(Vec::new())).unwrap().is_empty());
         assert_eq!(names(&dir.path().join("services")).len(), 3);
         assert!(names(&dir.path().join("layers/sha256")).is_empty(), "no row named it");
     }

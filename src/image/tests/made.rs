@@ -17,7 +17,7 @@ fn install(package: &[u8]) -> (tempfile::TempDir, Store, Result<InstalledService
     let source = file_source(&dir.path().join("package"), package);
     let result = store.service(source).map(|(row, image)| {
         assert_eq!(store.store.load(&row).unwrap(), image);
-        store.store.verify(&row).unwrap();
+        store.store.verify_service(&row).unwrap();
         row
     });
     (dir, store, result)
@@ -39,7 +39,7 @@ fn forms_of_a_package() {
         let package = if packed { gzip(&image.package()) } else { image.package() };
         let (_dir, store, row) = install(&package);
         let row = row.unwrap();
-        assert_eq!(names(&row.path), ["blobs", "manifest.json", "rootfs"]);
+        assert_eq!(names(&row.path), [".package", "blobs", "manifest.json", "rootfs"]);
         // The provider's manifest is kept byte by byte; the blob of the root file system is not.
         let manifest = fs::read(row.path.join("manifest.json")).unwrap();
         assert_eq!(manifest, image.manifest().as_bytes());
@@ -320,7 +320,7 @@ fn loading_checks_cheaply_and_verifying_fully() {
         change(&row);
         let loaded = store.store.load(&row).map(drop).map_err(|failure| failure.message);
         assert_eq!(loaded.err().as_deref(), load);
-        let error = store.store.verify(&row).unwrap_err().to_string();
+        let error = store.store.verify_service(&row).unwrap_err().to_string();
         assert!(error.starts_with(verify), "{error}");
         store.store.remove(&row.path).unwrap();
     };
@@ -376,9 +376,12 @@ fn images_of_the_reference_load() {
     };
     let loaded = store.store.load(&row).unwrap();
     assert_eq!((loaded.rootfs, loaded.image.os.as_str()), (rootfs.clone(), "linux"));
-    store.store.verify(&row).unwrap();
+    store.store.verify_service(&row).unwrap();
     sys::fs::write_plain(&rootfs.join("app"), b"changed", 0o755).unwrap();
-    assert_eq!(store.store.verify(&row).unwrap_err().to_string(), "incorrect rootfs checksum");
+    assert_eq!(
+        store.store.verify_service(&row).unwrap_err().to_string(),
+        "incorrect rootfs checksum"
+    );
 }
 
 #[test]
@@ -397,10 +400,11 @@ fn only_packages_are_removed() {
     store.store.remove(&dir.path().join("services/1")).unwrap();
     let (there, gone) = (dir.path().join("services/2"), dir.path().join("services/3"));
     fs::create_dir(&there).unwrap();
-    let missing = store.store.tidy(&[there.clone(), gone.clone(), dir.path().join("x/y")]).unwrap();
+    let known = [there.clone(), gone.clone(), dir.path().join("x/y")];
+    let missing = store.store.tidy(&known, &Keep::All).unwrap();
     assert_eq!(missing, [gone, dir.path().join("x/y")]);
     assert!(there.is_dir());
-    assert_eq!(store.store.tidy(&[]).unwrap(), [""; 0].map(PathBuf::from));
+    assert_eq!(store.store.tidy(&[], &Keep::All).unwrap(), [""; 0].map(PathBuf::from));
     assert_eq!(names(dir.path()), ["download", "layers", "other", "services"]);
     assert!(store.content().is_empty());
 }

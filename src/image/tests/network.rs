@@ -22,13 +22,14 @@ fn install(
     let server = Server::start(|_| replies);
     let mut source = announce(server.url(), content);
     change(&mut source);
-    let plan = InstallPlan { package: service_package(source), evictable: Vec::new() };
+    let package = service_package(source);
+    let plan = InstallPlan { package, evictable: Vec::new(), used_bytes: 0 };
     let result = store.store.install(&plan, &mut Vec::new());
     server.requests();
     let transient = result.as_ref().is_err_and(|failure| failure.transient);
     let result = match result {
         Ok(Installed::Service(row, _)) => {
-            store.store.verify(&row).unwrap();
+            store.store.verify_service(&row).unwrap();
             Ok(row.package_digest)
         }
         Ok(Installed::Layer(_)) => Err("a layer".to_owned()),

@@ -36,7 +36,8 @@ fn the_reserve_is_kept_and_eviction_helps() {
 
         let try_with = |evictable: Vec<Evictable>, source: &PackageSource| {
             let mut evicted = Vec::new();
-            let plan = InstallPlan { package: service_package(source.clone()), evictable };
+            let package = service_package(source.clone());
+            let plan = InstallPlan { package, evictable, used_bytes: 0 };
             let result = store.store.install(&plan, &mut evicted);
             (result.map_err(|failure| failure.message), evicted.len())
         };
@@ -86,9 +87,12 @@ fn no_space_while_writing() {
         let eviction = Eviction { candidates: &[], evicted: &mut evicted, places: &places };
         let source_of = download::Source::from_reader(filler);
         let Package::Service(wanted) = service_package(source) else { panic!("no service") };
-        let result = install::service_from(&store.store.settings, &wanted, eviction, source_of);
+        let limits =
+            Limits { reserve_percent: 0, services_percent: 0, layers_percent: 0, used_bytes: 0 };
+        let space = (limits, eviction);
+        let result = install::service_from(&store.store.settings, &wanted, space, source_of);
         let error = result.map(drop).unwrap_err().to_string();
-        assert!(error.starts_with("not enough space: "), "{error}");
+        assert!(error.starts_with("not enough space: the disk is full, cannot write "), "{error}");
         assert!(store.content().is_empty(), "{:?}", store.content());
     });
 }
@@ -112,4 +116,98 @@ impl Read for Filler {
         }
         self.content.read(buffer)
     }
+}
+
+/// Sizes in MiB: package files with one file each of these names.
+fn install_within(
+    store: &Store,
+    mib: usize,
+    used: &[&InstalledService],
+    evictable_rows: &[&InstalledService],
+) -> (Result<InstalledService, String>, usize) {
+    let path = PathBuf::from(format!("/tmp/p{mib}"));
+    let package = service_package(file_source(&path, &package(mib)));
+    let evictable = evictable_rows.iter().map(|row| evictable(row)).collect();
+    let used_bytes = used.iter().map(|row| row.size_bytes).sum();
+    let mut evicted = Vec::new();
+    let plan = InstallPlan { package, evictable, used_bytes };
+    let result = store.store.install(&plan, &mut evicted);
+    let result = result.map_err(|failure| {
+        assert!(failure.no_space, "{failure}");
+        failure.message
+    });
+    let row = result.map(|installed| match installed {
+        Installed::Service(row, _) => *row,
+        Installed::Layer(_) => panic!("a layer"),
+    });
+    (row, evicted.len())
+}
+
+/// The case with the limit of the storage document, in other sizes.
+#[test]
+fn the_limit_of_a_directory() {
+    on_large_stack("limit", 100 * MIB as u64, || {
+        // 100 MiB, of which services may take 10.
+        let store = Store::with(Path::new("/tmp/store"), |settings| settings.services_percent = 10);
+        let (s1, _) = install_within(&store, 5, &[], &[]);
+        let s1 = s1.unwrap();
+        // Not beside it, and nothing may go.
+        let (full, evicted) = install_within(&store, 6, &[&s1], &[]);
+        assert!(full.unwrap_err().starts_with("not enough space: "));
+        assert_eq!((evicted, s1.path.is_dir()), (0, true));
+        let (s2, evicted) = install_within(&store, 6, &[&s1], &[&s1]);
+        let s2 = s2.unwrap();
+        assert_eq!((evicted, s1.path.exists()), (1, false));
+        // It would not fit even without the other.
+        let (huge, evicted) = install_within(&store, 11, &[&s2], &[&s2]);
+        assert!(huge.unwrap_err().starts_with("not enough space: "));
+        assert_eq!((evicted, s2.path.is_dir()), (0, true));
+        let (s3, _) = install_within(&store, 7, &[&s2], &[&s2]);
+        s3.unwrap();
+        assert!(!s2.path.exists());
+        assert_eq!(store.content().len(), 1);
+    });
+}
+
+#[test]
+fn limits_that_exceed_the_partition_are_lowered() {
+    on_large_stack("lowered", 40 * MIB as u64, || {
+        let store = Store::with(Path::new("/tmp/store"), |settings| {
+            (settings.services_percent, settings.layers_percent) = (10, 100);
+        });
+        // 10 of 110 parts of 40 MiB.
+        let (row, _) = install_within(&store, 2, &[], &[]);
+        row.unwrap();
+        let (row, _) = install_within(&store, 4, &[], &[]);
+        assert!(row.unwrap_err().starts_with("not enough space: "));
+    });
+}
+
+/// Eviction of another directory's packages helps the partition, not the limit.
+#[test]
+fn a_full_disk_is_cleared_and_the_attempt_repeated() {
+    on_large_stack("again", 30 * MIB as u64, || {
+        let store = Store::with(Path::new("/tmp/store"), |settings| settings.reserve_percent = 0);
+        let (old, _) = install_within(&store, 4, &[], &[]);
+        let old = old.unwrap();
+        let rows = vec![evictable(&old)];
+        let source = file_source(Path::new("/tmp/new"), &package(1));
+        let plan = InstallPlan { package: service_package(source), evictable: rows, used_bytes: 0 };
+        let mut evicted = Vec::new();
+        assert!(store.store.make_way(&plan, &mut evicted).unwrap());
+        assert_eq!((evicted.len(), old.path.exists()), (1, false));
+        // Once only.
+        assert!(!store.store.make_way(&plan, &mut evicted).unwrap());
+    });
+}
+
+/// Packing needs more stack than a thread of ours has.
+fn on_large_stack(name: &'static str, size_bytes: u64, test: impl FnOnce() + Send + 'static) {
+    let thread = sys::thread::spawn_sized(name, 2 * MIB, move || {
+        match isolate().and_then(|()| tmpfs(Path::new("/tmp"), Some(size_bytes), 0o1777)) {
+            Ok(()) => test(),
+            Err(error) => println!("SKIP {name}: no private mounts: {error}"),
+        }
+    });
+    thread.unwrap().join().unwrap();
 }

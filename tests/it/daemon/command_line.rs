@@ -70,10 +70,7 @@ fn a_configuration_that_cannot_be_used_ends_with_one_clear_line() {
         &["monitoring.pollPeriod", "10", "is not allowed", "duration"],
     );
     check(Some(r#"{"startVerdict": "soon"}"#), &["startVerdict", "soon", "confirm-new"]);
-    check(
-        Some(r#"{"servicesPartLimit": 60, "layersPartLimit": 60}"#),
-        &["servicesPartLimit", "layersPartLimit", "120", "100"],
-    );
+    check(Some(r#"{"servicesPartLimit": 101}"#), &["servicesPartLimit", "101", "100"]);
 }
 
 #[test]

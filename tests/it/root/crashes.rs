@@ -84,7 +84,7 @@ fn a_package_during_which_the_daemon_dies_twice_is_given_up() {
         }
         unit.start_daemon();
     }
-    unit.expect("bad/subject/0 version 1.0.0 failed error: cannot install service bad 1.0.0: the");
+    unit.expect("bad/subject/0 version 1.0.0 failed error: cannot install service bad 1.0.0: installation crashed: the");
     assert_eq!(unit.pid_of("good/subject/0"), good);
     // A request tries once more.
     unit.say("fault /bad.tar clear");

@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use aos_servicemanager::model::event::{Event, Exit};
 use aos_servicemanager::model::failure::Failure;
 use aos_servicemanager::model::id::{InstanceId, PackageKey};
-use aos_servicemanager::model::job::{InstallPlan, Installed, Package, Record, StartPlan, Started};
+use aos_servicemanager::model::job::{
+    InstallPlan, Installed, Keep, Package, Record, Row, StartPlan, Started,
+};
 use aos_servicemanager::model::service::{
     InstalledLayer, InstalledService, ServiceConfig, ServiceImage,
 };
@@ -43,6 +45,10 @@ struct Inner {
     fail_per_mille: u64,
     random: u64,
     broken_urls: BTreeSet<String>,
+    /// Downloads that fail so many times more, as if the server was away.
+    flaky_urls: BTreeMap<String, u32>,
+    damaged: BTreeSet<PathBuf>,
+    pub installs: Vec<String>,
     unkillable: BTreeSet<InstanceId>,
     fail_starts: bool,
     /// Images that the disk has room for.
@@ -149,6 +155,21 @@ impl Host {
 
     pub fn break_url(&self, url: &str) {
         self.lock().broken_urls.insert(url.to_owned());
+    }
+
+    /// The next attempts to fetch from there fail by something that goes away.
+    pub fn make_flaky(&self, url: &str, attempts: u32) {
+        self.lock().flaky_urls.insert(url.to_owned(), attempts);
+    }
+
+    /// Somebody alters the installed image below this path.
+    pub fn damage(&self, path: &Path) {
+        self.lock().damaged.insert(path.to_owned());
+    }
+
+    /// URLs of all attempts to install since the last call.
+    pub fn take_installs(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().installs)
     }
 
     pub fn mend_url(&self, url: &str) {
@@ -413,8 +434,13 @@ impl Images for Host {
             Package::Service(service) => &service.source,
             Package::Layer(layer) => &layer.source,
         };
+        inner.installs.push(source.url.clone());
         if inner.broken_urls.contains(&source.url) {
             return Err(failure("download"));
+        }
+        if let Some(left) = inner.flaky_urls.get_mut(&source.url).filter(|left| **left > 0) {
+            *left -= 1;
+            return Err(Failure { transient: true, ..failure("download") });
         }
         if let Some(evictable) = plan.evictable.first() {
             inner.remove_image(&evictable.path);
@@ -426,6 +452,7 @@ impl Images for Host {
         }
         let path = PathBuf::from("/images").join(plan.package.key().to_string());
         inner.images.insert(path.clone());
+        inner.damaged.remove(&path);
         Ok(match &plan.package {
             Package::Service(service) => {
                 let image = inner.configs.get(service.key.id.as_str()).cloned().unwrap_or_default();
@@ -451,6 +478,7 @@ impl Images for Host {
                 os_version: String::new(),
                 path,
                 package_digest: Vec::new(),
+                tree_digest: String::new(),
                 size_bytes: source.size_bytes,
                 installed_at_ms: 0,
                 unused_since_ms: None,
@@ -476,7 +504,27 @@ impl Images for Host {
         Ok(())
     }
 
-    fn tidy(&self, known: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    fn check(&self, plan: &StartPlan) -> Result<(), Failure> {
+        let inner = self.lock();
+        match inner.damaged.contains(&plan.service.path) {
+            true => Err(Failure {
+                damaged: Some(PackageKey::Service(plan.service.key.clone())),
+                ..failure("an altered image")
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn verify(&self, row: &Row) -> Result<(), Failure> {
+        let path = match row {
+            Row::Service(row) => &row.path,
+            Row::Layer(row) => &row.path,
+        };
+        let inner = self.lock();
+        if inner.damaged.contains(path) { Err(failure("an altered image")) } else { Ok(()) }
+    }
+
+    fn tidy(&self, known: &[PathBuf], _: &Keep) -> Result<Vec<PathBuf>, Failure> {
         let mut inner = self.lock();
         inner.sure();
         inner.images.retain(|path| known.contains(path));

@@ -2,6 +2,7 @@
 //! one thread, with seeded disorder, faults and crashes.
 
 mod host;
+mod packages;
 mod rows;
 mod unit;
 

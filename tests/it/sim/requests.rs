@@ -343,7 +343,8 @@ fn an_install_that_crashed_the_daemon_twice_waits_for_the_next_request() {
     unit.settle();
     assert_eq!(
         unit.full_status()["a"],
-        "failed 1 cannot install service a 1: the daemon ended twice while installing it"
+        "failed 1 cannot install service a 1: installation crashed: the daemon ended twice while \
+         installing it"
     );
     unit.run(request(&[("a", "1")]));
     unit.settle();

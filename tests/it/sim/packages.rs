@@ -1,0 +1,120 @@
+//! Attempts, pauses and damage: what core does about packages.
+
+use std::time::Duration;
+
+use aos_servicemanager::core::package::{MAX_ATTEMPTS, PATIENCE};
+
+use super::unit::{Unit, request};
+
+const A: &str = "file:///a-1.0.0";
+const B: &str = "file:///b-1.0.0";
+
+#[test]
+fn a_server_that_comes_back_is_waited_for_in_silence() {
+    let mut unit = Unit::started(31);
+    unit.host.make_flaky(A, 1);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    // The one that works does not wait for the one that does not.
+    assert_eq!(unit.host.take_installs(), [A, B, A]);
+    assert_eq!(unit.full_status()["a"], "active 1.0.0");
+    assert!(unit.deltas().iter().all(|d| !d.contains("a failed")), "{:?}", unit.deltas());
+    assert!(unit.rows.wanted.is_empty());
+}
+
+#[test]
+fn after_five_attempts_the_next_request_is_waited_for() {
+    let mut unit = Unit::started(32);
+    unit.patience = Duration::from_secs(300);
+    let begun = unit.now.mono;
+    unit.host.make_flaky(A, 100);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    let attempts = unit.host.take_installs();
+    let of_a = attempts.iter().filter(|url| *url == A).count();
+    assert_eq!(of_a, usize::try_from(MAX_ATTEMPTS).unwrap());
+    let took = unit.now.mono - begun;
+    assert!(
+        took > Duration::from_secs(185) && took < Duration::from_secs(185 * 5 / 4 + 60),
+        "{took:?}"
+    );
+    let expect = "failed 1.0.0 cannot install service a 1.0.0: made-up failure of download";
+    assert_eq!(unit.full_status()["a"], expect);
+    assert_eq!(unit.host.running().len(), 1);
+    unit.host.make_flaky(A, 0);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active 1.0.0");
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let mut unit = Unit::started(33);
+    unit.patience = Duration::ZERO;
+    unit.host.make_flaky(A, 100);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    let full = unit.full_statuses();
+    assert_eq!(unit.host.take_installs(), [A, B]);
+    unit.advance(PATIENCE);
+    unit.settle();
+    // The status of the run names the failure, and the attempts go on behind it.
+    assert_eq!(unit.full_statuses(), full + 1);
+    assert!(unit.full_status()["a"].starts_with("failed 1.0.0 cannot install"));
+    unit.host.make_flaky(A, 0);
+    unit.patience = Duration::from_secs(60);
+    unit.settle();
+    assert_eq!(unit.deltas().last().unwrap(), "a active 1.0.0");
+}
+
+#[test]
+fn an_altered_image_is_fetched_again_at_its_start() {
+    let mut unit = Unit::started(34);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    unit.host.take_installs();
+    let path = unit.rows.services.iter().find(|s| s.key.id.as_str() == "a").unwrap().path.clone();
+    unit.host.damage(&path);
+    let mut again = request(&[("a", "1.0.0"), ("b", "1.0.0")]);
+    again.force_restart = true;
+    unit.run(again);
+    unit.settle();
+    assert_eq!(unit.host.take_installs(), [A]);
+    assert_eq!(unit.full_status()["a"], "active 1.0.0");
+    assert_eq!(unit.full_status()["b"], "active 1.0.0");
+    assert!(unit.host.images().contains(&path) && unit.rows.wanted.is_empty());
+}
+
+#[test]
+fn the_check_in_the_background_finds_damage() {
+    let mut unit = Unit::started(35);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    unit.host.take_installs();
+    let row = |unit: &Unit, id: &str| {
+        unit.rows.services.iter().find(|s| s.key.id.as_str() == id).unwrap().path.clone()
+    };
+    unit.host.damage(&row(&unit, "a"));
+    let starts = unit.host.starts();
+    for _ in 0..30 {
+        unit.advance(Duration::from_secs(60));
+        unit.settle();
+    }
+    assert_eq!(unit.host.take_installs(), [A]);
+    assert_eq!(unit.host.starts(), starts + 1, "only the damaged one was started anew");
+    assert_eq!(unit.host.running().len(), 2);
+    // What cannot be fetched is not used, and not asked for without end.
+    unit.host.break_url(B);
+    unit.host.damage(&row(&unit, "b"));
+    for _ in 0..26 * 60 {
+        unit.advance(Duration::from_secs(60));
+        unit.settle();
+    }
+    assert_eq!(unit.host.take_installs(), [B]);
+    assert!(unit.deltas().iter().any(|d| d.starts_with("b failed 1.0.0 made-up failure")));
+    assert_eq!(unit.host.running().len(), 1);
+    unit.host.mend_url(B);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    assert_eq!(unit.full_status()["b"], "active 1.0.0");
+}
