@@ -202,9 +202,11 @@ fn log_host(caps: &HostCaps) {
 
 /// Runs the daemon until it was told to stop and has stopped.
 pub fn run(config: &Config) -> Result<(), Error> {
-    let host = Host::new(config)?;
+    let mut host = Host::new(config)?;
     let clock = Arc::new(SystemClock);
-    let (store, stored) = Store::open(&config.database())?;
+    let (store, mut stored) = Store::open(&config.database())?;
+    let known: Vec<InstanceId> = stored.instances.iter().map(|row| row.id.clone()).collect();
+    host.net_thread.restore(std::mem::take(&mut stored.traffic), &known);
     let now = clock.now();
     let state = State::new(
         settings::policy(config, EXEC_QUEUE),
@@ -268,8 +270,9 @@ fn start_threads(
     let (monitor, monitor_rx) = bounded::<MonitorCommand>(monitor::INBOX);
     let output = MonitorOut::new(cm_tx.clone(), cm_rx.clone(), core.clone());
     let (monitor_settings, monitor_clock) = (settings::monitor(config), clock.clone());
+    let traffic = host.net.clone();
     threads.spawn("monitor", move || {
-        monitor::run(&monitor_settings, &monitor_rx, &*monitor_clock, &output);
+        monitor::run(&monitor_settings, &monitor_rx, &*monitor_clock, &traffic, &output);
     })?;
     let (logs, logs_rx) = bounded::<LogCommand>(serve::INBOX);
     let output = LogOut::new(cm_tx.clone());

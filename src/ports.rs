@@ -17,6 +17,7 @@ use crate::model::id::{InstanceId, InstanceIdent, NetworkId, PackageKey};
 use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started};
 use crate::model::node::Host;
 use crate::model::service::{InstalledService, Quotas, ServiceImage};
+use crate::model::traffic::Traffic;
 
 /// Containers: crun, runc. Every call is bounded in time.
 pub trait Runtime: Send + Sync {
@@ -79,6 +80,12 @@ pub trait Network: Send + Sync {
     fn detach(&self, id: &InstanceId) -> Result<(), Failure>;
     /// Ids of the namespaces and links that are ours.
     fn survey(&self) -> Vec<InstanceId>;
+}
+
+/// Traffic counters; the net thread reads them.
+pub trait TrafficSource: Send + Sync {
+    /// The present counters, at most one second old. Waits no longer than `limit`.
+    fn traffic(&self, limit: Duration) -> Result<Traffic, Failure>;
 }
 
 /// What `Network::attach` needs.

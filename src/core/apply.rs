@@ -15,6 +15,7 @@ use crate::model::id::{InstanceId, InstanceIdent, ServiceKey};
 use crate::model::job::{Found, JobDone, Record, StartKind, Started, StopOutcome, StopScope};
 use crate::model::status::{CmReport, ErrorInfo};
 use crate::model::store::{Change, StoredInstance};
+use crate::model::traffic::TrafficRow;
 use crate::ports::Now;
 
 /// Attempts to remove an instance that leaves something each time; then the next start of the
@@ -44,11 +45,21 @@ impl State {
             Event::NetworksUpdated { .. } => {
                 self.networks_unanswered = self.networks_unanswered.saturating_sub(1);
             }
+            Event::Traffic { rows, gone } => self.traffic_counted(rows, gone),
             Event::Alert(alert) => self.alerts.push(alert),
             Event::NodeConfigStored { session, result } => self.node_config_done(session, result),
             Event::ClockChanged => self.stale_goals = true,
             Event::Ping => self.pong_due = true,
             Event::Stop => self.stop(now),
+        }
+    }
+
+    fn traffic_counted(&mut self, rows: Vec<TrafficRow>, gone: Vec<Box<str>>) {
+        if !rows.is_empty() {
+            self.changes.push(Change::PutTraffic(rows));
+        }
+        if !gone.is_empty() {
+            self.changes.push(Change::RemoveTraffic(gone));
         }
     }
 

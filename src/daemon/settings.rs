@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cm;
-use crate::config::{Config, LogBackend, RamFigure, StartVerdict};
+use crate::config::{Config, LogBackend, RamFigure, StartVerdict, TrafficPeriod};
 use crate::core::state::{self, Policy};
 use crate::daemon::Error;
 use crate::daemon::world::Places;
@@ -16,7 +16,7 @@ use crate::logs::{self, LogSettings};
 use crate::model::node::NodeConfig;
 use crate::model::status::chain;
 use crate::monitor::{self, MonitorSettings};
-use crate::network::NetworkSettings;
+use crate::network::{self, NetworkSettings};
 use crate::probe::HostCaps;
 use crate::runtime::bundle::BundleSettings;
 use crate::runtime::crun::{Program, RuntimeSettings};
@@ -126,7 +126,20 @@ pub(super) fn network(config: &Config) -> NetworkSettings {
         firewall: network.firewall,
         open_inbound: network.open_inbound,
         bandwidth_optional: network.bandwidth_optional,
+        traffic_period: traffic_period(network.traffic_period),
+        traffic_store_period: network.traffic_persist_period,
+        local_networks: network.local_networks.iter().map(|n| (n.address, n.prefix)).collect(),
         drain_timeout: network.drain_timeout,
+    }
+}
+
+fn traffic_period(period: TrafficPeriod) -> network::TrafficPeriod {
+    match period {
+        TrafficPeriod::Minute => network::TrafficPeriod::Minute,
+        TrafficPeriod::Hour => network::TrafficPeriod::Hour,
+        TrafficPeriod::Day => network::TrafficPeriod::Day,
+        TrafficPeriod::Month => network::TrafficPeriod::Month,
+        TrafficPeriod::Year => network::TrafficPeriod::Year,
     }
 }
 

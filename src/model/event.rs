@@ -11,6 +11,7 @@ use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
 use crate::model::job::{JobDone, Permissions};
 use crate::model::node::NodeInfo;
 use crate::model::status::Alert;
+use crate::model::traffic::TrafficRow;
 
 /// Everything that core reacts to.
 #[derive(Debug)]
@@ -42,6 +43,11 @@ pub enum Event {
     /// Answer to the newest set of networks: those that could not be set up.
     NetworksUpdated {
         failed: Vec<(NetworkId, Failure)>,
+    },
+    /// Traffic counters to store, and names of counters to forget.
+    Traffic {
+        rows: Vec<TrafficRow>,
+        gone: Vec<Box<str>>,
     },
     Alert(Alert),
     /// The node configuration file has been written, or not; made by the store.

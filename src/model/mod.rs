@@ -13,3 +13,4 @@ pub mod node;
 pub mod service;
 pub mod status;
 pub mod store;
+pub mod traffic;

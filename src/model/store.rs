@@ -5,6 +5,7 @@ use crate::model::id::{Digest, InstanceId, PackageKey, ServiceKey};
 use crate::model::job::Package;
 use crate::model::node::NodeInfo;
 use crate::model::service::{InstalledLayer, InstalledService};
+use crate::model::traffic::TrafficRow;
 
 /// Content of the database at the start of the daemon.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -17,6 +18,7 @@ pub struct Snapshot {
     pub wanted: Vec<Wanted>,
     pub instances: Vec<StoredInstance>,
     pub networks: Vec<NetworkParams>,
+    pub traffic: Vec<TrafficRow>,
 }
 
 /// A package that the last request names and that is not installed.
@@ -62,4 +64,7 @@ pub enum Change {
     /// Replaces the whole list.
     SetEnvOverrides(Vec<EnvOverride>),
     SetOffline(Offline),
+    PutTraffic(Vec<TrafficRow>),
+    /// Counters with these names.
+    RemoveTraffic(Vec<Box<str>>),
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::model::node::AlertRules;
 use crate::model::status::{MonitoringData, QuotaStatus};
+use crate::model::traffic::Volume;
 use crate::monitor::rules::{self, Metric, Rule, Totals};
 use crate::monitor::window::Average;
 
@@ -52,6 +53,8 @@ pub(crate) struct Meter {
     pub(crate) time_ms: i64,
     pub(crate) cpu: Gauge,
     pub(crate) ram: Gauge,
+    download: Gauge,
+    upload: Gauge,
     pub(crate) partitions: Vec<(String, Gauge)>,
     rules: Vec<Rule>,
 }
@@ -67,6 +70,12 @@ impl Meter {
             names.map(|name| (gauge(&name), name)).map(|(g, name)| (name, g)).collect();
     }
 
+    /// Takes the traffic counters; `None` = they could not be read, the last ones are shown.
+    pub(crate) fn set_traffic(&mut self, volume: Option<Volume>, window: u32) {
+        self.download.set(volume.map(|volume| volume.download_bytes), window);
+        self.upload.set(volume.map(|volume| volume.upload_bytes), window);
+    }
+
     /// Takes other rules; a rule for the same parameter goes on where it was.
     pub(crate) fn set_rules(&mut self, rules: &AlertRules, totals: Totals<'_>, owner: &str) {
         self.rules = rules::resolve(rules, totals, owner, &self.rules);
@@ -79,8 +88,8 @@ impl Meter {
                 Metric::Cpu => Some(self.cpu),
                 Metric::Ram => Some(self.ram),
                 Metric::Partition(index) => self.partitions.get(index).map(|(_, gauge)| *gauge),
-                // Traffic is counted by the network module and not sampled yet.
-                Metric::Download | Metric::Upload => None,
+                Metric::Download => Some(self.download),
+                Metric::Upload => Some(self.upload),
             };
             let Some(value) = gauge.and_then(Gauge::sample) else { continue };
             if let Some(status) = rule.step(now, value) {
@@ -105,8 +114,8 @@ impl Meter {
             ram_bytes: figure(&self.ram),
             cpu_dmips: figure(&self.cpu),
             partitions: self.partitions.iter().map(|(n, g)| (n.clone(), figure(g))).collect(),
-            download_bytes: 0,
-            upload_bytes: 0,
+            download_bytes: figure(&self.download),
+            upload_bytes: figure(&self.upload),
         }
     }
 }

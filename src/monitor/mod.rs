@@ -3,8 +3,8 @@
 //! Thread `monitor` owns everything here. In: [`MonitorCommand`], at most `INBOX` waiting, and one
 //! deadline, the next poll. Out: through [`MonitorOutput`], a sample after every poll, an average at
 //! once when it is asked for, alerts. Nothing here may take long: local files are read, network
-//! file systems are not. Traffic counters and figures of network file systems are not sampled yet
-//! and reported as 0.
+//! file systems are not; the traffic counters come from net, which has `TRAFFIC_LIMIT` for it.
+//! Figures of network file systems are not sampled yet and reported as 0.
 
 mod cgroup;
 mod disk;
@@ -23,12 +23,13 @@ use crate::model::event::Session;
 use crate::model::id::{InstanceId, InstanceIdent};
 use crate::model::node::{AlertRules, NodeInfo, Partition};
 use crate::model::status::{Alert, AlertPayload, MonitoringData, NodeMonitoring};
+use crate::model::traffic::Traffic;
 use crate::monitor::cgroup::{BUFFER_BYTES, CpuUse, Group, Hierarchies};
 use crate::monitor::disk::Disks;
 use crate::monitor::host::{Host, share_of};
 use crate::monitor::meter::Meter;
 use crate::monitor::rules::{PartitionTotal, Totals};
-use crate::ports::{Clock, Now};
+use crate::ports::{Clock, Now, TrafficSource};
 use crate::sys::process;
 use crate::sys::residency::Residency;
 
@@ -43,6 +44,8 @@ pub const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 const DISK_PERIOD: Duration = Duration::from_secs(30);
 /// The daemon has started and connected: what only that needed can be given back.
 const START_DONE: Duration = Duration::from_secs(3);
+/// Longest wait for the traffic counters.
+const TRAFFIC_LIMIT: Duration = Duration::from_secs(1);
 /// Lets the kernel merge our wake-ups with others.
 const TIMER_SLACK: Duration = Duration::from_millis(50);
 
@@ -123,6 +126,7 @@ pub fn run(
     settings: &MonitorSettings,
     inbox: &Receiver<MonitorCommand>,
     clock: &dyn Clock,
+    traffic: &dyn TrafficSource,
     output: &dyn MonitorOutput,
 ) {
     let slack = u64::try_from(TIMER_SLACK.as_nanos()).unwrap_or(u64::MAX);
@@ -142,6 +146,7 @@ pub fn run(
             give_back(&mut residency, now);
         }
         if next <= now.mono {
+            monitor.read_traffic(traffic);
             monitor.sample(now, output);
             output.instant(monitor.instant());
             give_back(&mut residency, now);
@@ -153,6 +158,9 @@ pub fn run(
             Err(RecvTimeoutError::Disconnected) | Ok(MonitorCommand::Stop) => return,
             Ok(command) => {
                 now = clock.now();
+                if matches!(command, MonitorCommand::Average { .. }) && !monitor.is_sampled {
+                    monitor.read_traffic(traffic);
+                }
                 monitor.apply(command, now, output);
             }
         }
@@ -180,6 +188,8 @@ struct Monitor {
     node: Meter,
     instances: Vec<Watched>,
     buffer: Box<[u8; BUFFER_BYTES]>,
+    /// Counters for the next sample; `None` = net did not answer.
+    traffic: Option<Traffic>,
     /// When the newest sample was taken.
     sampled_at: Duration,
     /// When disk figures are due again.
@@ -212,6 +222,7 @@ impl Monitor {
             node: Meter::default(),
             instances: Vec::new(),
             buffer: Box::new([0; BUFFER_BYTES]),
+            traffic: None,
             sampled_at: now.mono,
             disks_at: now.mono,
             is_sampled: false,
@@ -287,6 +298,13 @@ impl Monitor {
         self.instances.push(watched);
     }
 
+    fn read_traffic(&mut self, source: &dyn TrafficSource) {
+        self.traffic = source
+            .traffic(TRAFFIC_LIMIT)
+            .inspect_err(|err| log::error!("cannot read traffic counters err={err}"))
+            .ok();
+    }
+
     /// Takes one sample of everything.
     fn sample(&mut self, now: Now, output: &dyn MonitorOutput) {
         let disks_due = self.disks_at <= now.mono;
@@ -304,6 +322,12 @@ impl Monitor {
             watched.meter.time_ms = now.wall_ms;
             watched.meter.cpu.set_or_zero(cpu, self.window);
             watched.meter.ram.set(usage.ram_bytes, self.window);
+            // An instance without address is not counted: 0.
+            let volume = self
+                .traffic
+                .as_ref()
+                .map(|traffic| traffic.instance(&watched.target.id).unwrap_or_default());
+            watched.meter.set_traffic(volume, self.window);
             watched.sample_disks(disks_due.then_some(&mut self.disks), self.window);
             watched.check(now, usage.oom_kills, output);
         }
@@ -323,6 +347,7 @@ impl Monitor {
         let cpu = self.host.cpu_dmips(self.info.max_dmips);
         self.node.cpu.set_or_zero(known.then_some(cpu), self.window);
         self.node.ram.set(Some(self.host.ram_bytes()), self.window);
+        self.node.set_traffic(self.traffic.as_ref().map(|traffic| traffic.node), self.window);
         for ((_, gauge), partition) in self.node.partitions.iter_mut().zip(&self.info.partitions) {
             if disks_due {
                 gauge.set(self.disks.used_bytes(&partition.path), self.window);

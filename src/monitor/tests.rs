@@ -7,9 +7,11 @@ use crossbeam::channel::{Sender, bounded};
 use tempfile::TempDir;
 
 use super::*;
+use crate::model::failure::Failure;
 use crate::model::id::{ServiceId, SubjectId};
-use crate::model::node::PercentRule;
+use crate::model::node::{PercentRule, PointsRule};
 use crate::model::status::QuotaStatus;
+use crate::model::traffic::Volume;
 use crate::sys::fs::write_plain;
 use crate::sys::mount::Mounted;
 use crate::sys::time::SystemClock;
@@ -335,18 +337,73 @@ impl MonitorOutput for Channel {
     fn alert(&self, _: Alert) {}
 }
 
+/// Counters that never change.
+struct Counted;
+
+impl TrafficSource for Counted {
+    fn traffic(&self, limit: Duration) -> Result<Traffic, Failure> {
+        assert_eq!(limit, TRAFFIC_LIMIT);
+        let node = Volume { download_bytes: 7, upload_bytes: 8 };
+        Ok(Traffic { node, instances: vec![(InstanceId::new("a"), volume(1, 2))] })
+    }
+}
+
+/// Net does not answer.
+struct Silent;
+
+impl TrafficSource for Silent {
+    fn traffic(&self, _: Duration) -> Result<Traffic, Failure> {
+        Err(Failure::transient(&std::io::Error::other("late")))
+    }
+}
+
+fn volume(download_bytes: u64, upload_bytes: u64) -> Volume {
+    Volume { download_bytes, upload_bytes }
+}
+
+#[test]
+fn traffic_of_node_and_instances() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    let rule = PointsRule { min_timeout: Duration::ZERO, min: 0, max: 1 };
+    let rules = AlertRules { upload: Some(rule), ..AlertRules::default() };
+    monitor.apply(watch(Target { rules, ..target("a") }), at(0), &kept);
+    monitor.apply(watch(target("b")), at(0), &kept);
+    let mut step = |seconds, source: &dyn TrafficSource| {
+        monitor.read_traffic(source);
+        monitor.sample(at(seconds), &kept);
+        let data = monitor.instant();
+        let figures = |d: &MonitoringData| (d.download_bytes, d.upload_bytes);
+        let instances: Vec<_> = data.instances.iter().map(|(_, data)| figures(data)).collect();
+        (figures(&data.node), instances)
+    };
+    assert_eq!(step(10, &Counted), ((7, 8), vec![(1, 2), (0, 0)]));
+    // What cannot be read stays as it was.
+    assert_eq!(step(20, &Silent), ((7, 8), vec![(1, 2), (0, 0)]));
+    let alerts = kept.alerts.lock().unwrap();
+    assert_eq!(alerts.len(), 1, "{alerts:?}");
+    let AlertPayload::InstanceQuota { parameter, value, .. } = &alerts[0].payload else {
+        panic!("{alerts:?}")
+    };
+    assert_eq!((parameter.as_str(), *value), ("upload", 2));
+}
+
 #[test]
 fn thread_polls_answers_and_stops() {
     let (sender, messages) = bounded(8);
     let (inbox, commands) = bounded(INBOX);
     let settings = MonitorSettings { poll_period: Duration::from_secs(1), ..settings() };
     std::thread::scope(|scope| {
-        let thread = scope.spawn(move || run(&settings, &commands, &SystemClock, &Channel(sender)));
+        let thread = scope.spawn(move || {
+            run(&settings, &commands, &SystemClock, &Counted, &Channel(sender));
+        });
         let limit = Duration::from_secs(10);
         inbox.send(MonitorCommand::Average { session: Session(3) }).unwrap();
         let (session, data) = messages.recv_timeout(limit).unwrap();
         assert_eq!(session, Some(Session(3)));
         assert!(data.node.ram_bytes > 0); // the real host
+        assert_eq!((data.node.download_bytes, data.node.upload_bytes), (7, 8));
         assert_eq!(messages.recv_timeout(limit).unwrap().0, None);
         inbox.send(MonitorCommand::Stop).unwrap();
         thread.join().unwrap();

@@ -18,6 +18,7 @@ use super::channel::Channel;
 use super::dns::Record;
 use super::domain::{Attached, Bridged, Domain, Role, Standing, Wired, chain};
 use super::error::{Error, Refusal};
+use super::firewall::Share;
 use super::names::{self, ServerSources};
 use super::naming;
 use super::plan::{Attachment, Subnet, Wanted};
@@ -56,8 +57,41 @@ struct Place {
 }
 
 impl Domain {
-    /// Attaches an instance; what is left of an earlier attach under its id is replaced.
-    pub(super) fn attach(&mut self, plan: &NetworkPlan) -> Result<(), Error> {
+    /// Attaches instances that start at the same time; what is left of an earlier attach under
+    /// their ids is replaced. The rules of all are one transaction; if that fails, each gets one of
+    /// its own, so that only those fail that are to blame.
+    pub(super) fn attach(&mut self, plans: &[&NetworkPlan]) -> Vec<Result<(), Error>> {
+        let mut results: Vec<Result<(), Error>> =
+            plans.iter().map(|plan| self.attach_links(plan)).collect();
+        let built = |results: &[Result<(), Error>]| -> Vec<usize> {
+            (0..plans.len()).filter(|index| results[*index].is_ok()).collect()
+        };
+        let mut all = Share::default();
+        for index in built(&results) {
+            let share = self.share(&plans[index].id);
+            all.entries.extend(share.entries);
+            all.meters.extend(share.meters);
+        }
+        if let Err(err) = self.firewall.add(&all) {
+            debug!("rules of several instances refused err={}", chain(&err));
+            for index in built(&results) {
+                let id = &plans[index].id;
+                results[index] = self.firewall.add(&self.share(id));
+                if results[index].is_err() {
+                    self.undo(id);
+                }
+            }
+        }
+        for index in built(&results) {
+            let NetworkPlan { id, network_id, params, .. } = plans[index];
+            let address = if params.ip.is_empty() { "none" } else { params.ip.as_str() };
+            info!("attached instance={id} network={network_id} address={address}");
+        }
+        results
+    }
+
+    /// Everything but the rules.
+    fn attach_links(&mut self, plan: &NetworkPlan) -> Result<(), Error> {
         let attachment = Attachment::check(plan)?;
         let id = attachment.id.clone();
         if let Err(err) = self.detach(&id) {
@@ -65,9 +99,6 @@ impl Domain {
         }
         match self.place_and_build(&attachment) {
             Ok(wired) => {
-                let address = wired.as_ref().map(|wired| wired.address.to_string());
-                let address = address.as_deref().unwrap_or("none");
-                info!("attached instance={id} network={} address={address}", attachment.network);
                 self.remember(attachment, wired);
                 Ok(())
             }
@@ -75,6 +106,18 @@ impl Domain {
                 self.remove_if_done(&attachment.network);
                 Err(if err.is_missing_shaper() { err.naming("tbf") } else { err })
             }
+        }
+    }
+
+    fn share(&self, id: &InstanceId) -> Share {
+        let wired = self.instances.get(id).and_then(|attached| attached.wired.as_ref());
+        wired.map(|wired| wired.share.clone()).unwrap_or_default()
+    }
+
+    /// The first failure is what matters; what goes wrong here is logged.
+    fn undo(&mut self, id: &InstanceId) {
+        if let Err(err) = self.detach(id) {
+            error!("cannot undo attach instance={id} err={}", chain(&err));
         }
     }
 
@@ -235,7 +278,7 @@ impl Domain {
         let result = result.and_then(|wired| {
             let written = self.write_files(attachment, place);
             if let (Err(_), Some(wired)) = (&written, &wired) {
-                self.unwire(id, wired);
+                self.delete_links(&[wired.veth]);
             }
             written.map(|()| wired)
         });
@@ -255,7 +298,7 @@ impl Domain {
         Ok(Inside { channel: Channel::new(socket), namespace })
     }
 
-    /// Link, addresses and rules.
+    /// Link and addresses.
     fn wire(
         &mut self,
         attachment: &Attachment,
@@ -263,17 +306,21 @@ impl Domain {
         inside: &mut Inside,
     ) -> Result<Wired, Error> {
         let veth = self.create_veth(&attachment.id, place, &inside.namespace)?;
-        let entries = rules::instance_entries(attachment, place.address, &place.standing.bridge);
-        let wired = Wired { address: place.address, veth, entries };
-        let result = self.configure(place, &mut inside.channel).and_then(|()| {
-            self.settle(veth, place.standing.index);
-            self.firewall.add(&wired.entries)
-        });
-        if let Err(err) = result {
-            self.unwire(&attachment.id, &wired);
+        if let Err(err) = self.configure(place, &mut inside.channel) {
+            self.delete_links(&[veth]);
             return Err(err);
         }
-        Ok(wired)
+        self.settle(veth, place.standing.index);
+        Ok(Wired { address: place.address, veth, share: self.new_share(attachment, place) })
+    }
+
+    /// What an instance gets in the rules.
+    fn new_share(&self, attachment: &Attachment, place: &Place) -> Share {
+        let meter = self.meter(attachment, place.address);
+        Share {
+            entries: rules::instance_entries(attachment, place.address, &place.standing.bridge),
+            meters: vec![(attachment.id.clone(), meter)],
+        }
     }
 
     /// The pair, its alias and hairpin in one send.
@@ -370,14 +417,6 @@ impl Domain {
         }
     }
 
-    /// Undo of `wire`; the first failure is what matters, these are logged.
-    fn unwire(&mut self, id: &InstanceId, wired: &Wired) {
-        if let Err(err) = self.firewall.remove(&wired.entries) {
-            error!("cannot remove rules instance={id} err={}", chain(&err));
-        }
-        self.delete_links(&[wired.veth]);
-    }
-
     fn write_files(&self, attachment: &Attachment, place: Option<&Place>) -> Result<(), Error> {
         let more = self.settings.hosts.iter().chain(&attachment.hosts);
         let address = place.map(|place| place.address);
@@ -421,13 +460,17 @@ impl Domain {
         if !inside.iter().any(|found| found.address == place.address) {
             return Err(Error::Vanished("address"));
         }
-        let entries = rules::instance_entries(attachment, place.address, &place.standing.bridge);
-        self.firewall.add(&entries)?;
-        Ok(Wired { address: place.address, veth, entries })
+        let share = self.new_share(attachment, place);
+        self.firewall.add(&share)?;
+        Ok(Wired { address: place.address, veth, share })
     }
 
     /// Asks something of the kernel inside the namespace of an instance.
-    fn enter<T>(&self, id: &InstanceId, act: impl FnOnce(&mut Channel) -> T) -> Result<T, Error> {
+    pub(super) fn enter<T>(
+        &self,
+        id: &InstanceId,
+        act: impl FnOnce(&mut Channel) -> T,
+    ) -> Result<T, Error> {
         let path = netns::path(id.as_str());
         let opened = self.host.enter(id.as_str(), || Netlink::for_few_requests(Family::Route));
         let socket = opened.and_then(|socket| socket).map_err(|source| Error::File {
@@ -476,7 +519,10 @@ impl Domain {
         }
         let wired = attached.as_ref().and_then(|attached| attached.wired.as_ref());
         let rules = match wired {
-            Some(wired) => self.firewall.remove(&wired.entries),
+            Some(wired) => {
+                self.take_traffic_of(std::slice::from_ref(id));
+                self.firewall.remove(&wired.share)
+            }
             None => Ok(()),
         };
         let mut links: Vec<Index> = wired.map(|wired| wired.veth).into_iter().collect();

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::domain::{Bridged, Domain, Role, Standing, chain};
 use super::error::Error;
+use super::firewall::Share;
 use super::naming::{self, LinkName};
 use super::plan::{self, Subnet, Wanted};
 use super::rtnl::{self, Index, Link, LinkAddress, NewBridge, NewVlan, Route};
@@ -26,7 +27,6 @@ use crate::sys::time::monotonic;
 /// Collisions of names or indices before a creation is given up.
 pub(super) const LINK_ATTEMPTS: u32 = 16;
 const ETHERNET_MTU: u32 = 1500;
-const MAX_VLAN_ID: u64 = 4094;
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// The links of the host at one moment.
@@ -148,7 +148,8 @@ impl Domain {
         }
         let vlan = parent.and_then(|parent| self.raise_vlan(&wanted, parent.index, index, &view));
         self.dns.open_zone(id, &bridge, wanted.gateway);
-        let standing = Standing { bridge, index, mtu, vlan };
+        let parent = vlan.and(parent).map(|link| link.index);
+        let standing = Standing { bridge, index, mtu, vlan, parent };
         if let Some(network) = self.networks.get_mut(id) {
             network.standing = Some(standing.clone());
         }
@@ -269,7 +270,7 @@ impl Domain {
 
     /// Rules, forwarding and no router advertisements on the bridge.
     fn open_for_traffic(&mut self, bridge: &LinkName) -> Result<(), Error> {
-        self.firewall.add(&rules::network_entries(bridge))?;
+        self.firewall.add(&network_share(bridge))?;
         let path = Path::new(IP_FORWARD);
         let forwards = std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
         if !forwards {
@@ -295,7 +296,7 @@ impl Domain {
         if wanted.vlan_id == 0 || self.vlan_unsupported {
             return None;
         }
-        if wanted.vlan_id > MAX_VLAN_ID {
+        if !wanted.wants_vlan() {
             error!("no VLAN for network: id is not 1 to 4094 network={id} vlan={}", wanted.vlan_id);
             return None;
         }
@@ -375,7 +376,7 @@ impl Domain {
         let Some(network) = self.networks.remove(id) else { return };
         let Some(standing) = network.standing else { return };
         info!("removing network network={id}");
-        if let Err(err) = self.firewall.remove(&rules::network_entries(&standing.bridge)) {
+        if let Err(err) = self.firewall.remove(&network_share(&standing.bridge)) {
             error!("cannot remove rules of network network={id} err={}", chain(&err));
         }
         let links: Vec<Index> = standing.vlan.into_iter().chain([standing.index]).collect();
@@ -390,6 +391,11 @@ impl Domain {
             self.remove_network(id);
         }
     }
+}
+
+/// What a network has in the rules.
+fn network_share(bridge: &LinkName) -> Share {
+    Share { entries: rules::network_entries(bridge).to_vec(), meters: Vec::new() }
 }
 
 fn bridge_address(wanted: &Wanted, index: Index) -> LinkAddress {

@@ -65,6 +65,9 @@ impl Channel {
     /// Sends an nf_tables batch (first message begin, last message end): all or nothing.
     pub(super) fn commit(&mut self, batch: &mut Messages) -> Result<(), Error> {
         let last = batch.len().saturating_sub(2);
+        self.socket
+            .make_room(batch.size_bytes())
+            .map_err(|source| Error::Socket { operation: "enlarge send buffer", source })?;
         self.run(batch, last, Some(0))
     }
 
@@ -147,6 +150,45 @@ impl Channel {
                 }
             }
         }
+    }
+
+    /// Sends requests of which each is answered by one message or an error, and collects what
+    /// `parse` makes of the answers. What does not exist is left out.
+    pub(super) fn collect<T>(
+        &mut self,
+        requests: &mut Messages,
+        mut parse: impl FnMut(&Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let mut found = Vec::new();
+        if requests.is_empty() {
+            return Ok(found);
+        }
+        let first = self.take_sequence(requests.len());
+        let last = requests.len() - 1;
+        let operation = requests.operation(last);
+        self.send(requests.stamp(first, last), operation)?;
+        let mut buffer = [0; RECEIVE_BYTES];
+        loop {
+            let length = self.receive(&mut buffer, operation)?;
+            for message in wire::messages(&buffer[..length]) {
+                let Some(index) = position(first, requests.len(), &message) else {
+                    found.extend(parse(&message));
+                    continue;
+                };
+                match error_of(&message) {
+                    Some((errno, text)) if errno != Errno::ENOENT => {
+                        return Err(Refusal { index, operation, errno, text }.into());
+                    }
+                    _ if index == last => return Ok(found),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Number by which the kernel calls this socket.
+    pub(super) fn port(&self) -> u32 {
+        self.socket.port()
     }
 
     fn take_sequence(&mut self, count: usize) -> u32 {

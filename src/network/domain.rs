@@ -12,17 +12,21 @@ use log::{debug, error, info, warn};
 use mio::Registry;
 use nix::errno::Errno;
 
+use super::accounting::LocalNetworks;
 use super::channel::Channel;
 use super::dns::Dns;
 use super::error::Error;
-use super::firewall::Firewall;
+use super::firewall::{Firewall, Share};
 use super::names;
 use super::naming::{self, LinkName};
+use super::notices::Notices;
 use super::plan::Wanted;
 use super::rtnl::{self, Index, Link};
-use super::rules::{self, Entry};
+use super::rules::{self, Entry, Policy};
 use super::settings::NetworkSettings;
+use super::traffic::{Ledger, Owner};
 use super::wire::Messages;
+use crate::model::event::Event;
 use crate::model::id::{InstanceId, NetworkId};
 use crate::sys::netlink::Family;
 use crate::sys::netns::{self, HostNs};
@@ -45,6 +49,14 @@ pub(super) struct Domain {
     pub(super) links: Channel,
     pub(super) firewall: Firewall,
     pub(super) dns: Dns,
+    pub(super) notices: Notices,
+    pub(super) ledger: Ledger,
+    /// When the counters were read last.
+    pub(super) counted_at: Duration,
+    /// A period has ended, and the counters of the kernel still go on.
+    pub(super) reset_due: bool,
+    /// News for core.
+    pub(super) outbox: Vec<Event>,
     pub(super) networks: BTreeMap<NetworkId, Bridged>,
     pub(super) instances: BTreeMap<InstanceId, Attached>,
     pub(super) left: Left,
@@ -85,6 +97,8 @@ pub(super) struct Standing {
     pub(super) index: Index,
     pub(super) mtu: u32,
     pub(super) vlan: Option<Index>,
+    /// Link that carries the VLAN.
+    pub(super) parent: Option<Index>,
 }
 
 /// What an instance has.
@@ -103,7 +117,7 @@ pub(super) struct Attached {
 pub(super) struct Wired {
     pub(super) address: Ipv4Addr,
     pub(super) veth: Index,
-    pub(super) entries: Vec<Entry>,
+    pub(super) share: Share,
 }
 
 /// What an earlier life of the daemon left in the kernel.
@@ -125,11 +139,20 @@ impl Domain {
         });
         let host = HostNs::open()
             .map_err(|source| Error::Socket { operation: "open own network namespace", source })?;
+        let policy = Policy {
+            open_inbound: settings.open_inbound,
+            local: LocalNetworks::new(&settings.local_networks),
+        };
         Ok(Self {
             host,
             links: Channel::open(Family::Route)?,
+            notices: Notices::open(&registry, settings.firewall)?,
             dns: Dns::new(registry, settings.dns_responder),
-            firewall: Firewall::open(settings.firewall, settings.open_inbound)?,
+            firewall: Firewall::open(settings.firewall, policy)?,
+            ledger: Ledger::new(settings.traffic_period, settings.traffic_store_period),
+            counted_at: Duration::ZERO,
+            reset_due: false,
+            outbox: Vec::new(),
             settings,
             networks: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -153,9 +176,10 @@ impl Domain {
             Ok(links) => self.find_left(links),
             Err(err) => error!("cannot list links err={err}"),
         }
-        if let Err(err) = self.firewall.start() {
+        if let Err(err) = self.firewall.start(self.ledger.volume(&Owner::Node)) {
             error!("cannot install firewall rules err={}", chain(&err));
         }
+        self.store_traffic(monotonic());
     }
 
     fn find_left(&mut self, links: Vec<Link>) {
@@ -199,6 +223,8 @@ impl Domain {
 
     /// Removes what was left and claimed by nobody.
     pub(super) fn keep(&mut self, keep: &[InstanceId]) {
+        // What belongs to nobody goes, but its traffic is remembered.
+        self.count_traffic(monotonic());
         for id in self.survey() {
             if !keep.contains(&id) && !self.instances.contains_key(&id) {
                 info!("removing network of a former instance instance={id}");
@@ -218,9 +244,10 @@ impl Domain {
             wanted.extend(rules::network_entries(&standing.bridge));
         }
         for wired in self.instances.values().filter_map(|instance| instance.wired.as_ref()) {
-            wanted.extend(wired.entries.iter().cloned());
+            wanted.extend(wired.share.entries.iter().cloned());
         }
-        if let Err(err) = self.firewall.retain(&wanted) {
+        let instances = self.instances.keys().cloned().collect();
+        if let Err(err) = self.firewall.retain(&wanted, &instances) {
             error!("cannot remove firewall entries of former instances err={}", chain(&err));
         }
     }
@@ -257,6 +284,20 @@ impl Domain {
         self.fading.push((index, monotonic() + FADE_TIME));
     }
 
+    /// The kernel has deleted a link.
+    pub(super) fn fading_gone(&mut self, gone: Index) {
+        self.fading.retain(|(index, _)| *index != gone);
+    }
+
+    /// Links whose end would be noticed.
+    pub(super) fn known_links(&self) -> Vec<Index> {
+        let standing = self.networks.values().filter_map(|network| network.standing.as_ref());
+        let networks = standing.flat_map(|standing| [Some(standing.index), standing.vlan]);
+        let wired = self.instances.values().filter_map(|instance| instance.wired.as_ref());
+        let fading = self.fading.iter().map(|(index, _)| *index);
+        networks.flatten().chain(wired.map(|wired| wired.veth)).chain(fading).collect()
+    }
+
     /// When `tick` has something to do.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let draining = self.networks.values().filter_map(|network| match network.role {
@@ -264,7 +305,8 @@ impl Domain {
             _ => None,
         });
         let dns = self.dns.next_deadline();
-        self.fading.iter().map(|(_, at)| *at).chain(draining).chain(dns).min()
+        let traffic = self.traffic_deadline().into_iter().chain(self.notices.next_deadline());
+        self.fading.iter().map(|(_, at)| *at).chain(draining).chain(dns).chain(traffic).min()
     }
 
     /// Does what is due.
@@ -274,6 +316,10 @@ impl Domain {
             return;
         }
         self.dns.tick(now);
+        self.restore_rules(now);
+        if self.traffic_deadline().is_some_and(|at| due(&at)) {
+            self.store_traffic(now);
+        }
         let (gone, fading) = self.fading.drain(..).partition(|(_, at)| due(at));
         self.fading = fading;
         let gone: Vec<(Index, Duration)> = gone;

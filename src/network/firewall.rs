@@ -5,17 +5,22 @@
 //! the kernel are carried over, so that instances that outlived the daemon lose no packet; `retain`
 //! drops what nobody claimed. Foreign tables, chains and rules are never touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use log::{debug, warn};
 use nix::errno::Errno;
 
+use super::accounting::{self, Gauge, Limits, Meter};
 use super::channel::Channel;
+use super::domain::chain;
 use super::error::{Error, Refusal};
-use super::nft;
-use super::rules::{self, BASE_CHAINS, Entry, Key, PREFIX, SUCCESSOR_PREFIX, Set, TABLE};
+use super::listing::{self, Afterwards, Count};
+use super::nft::{self, object};
+use super::rules::{self, BASE_CHAINS, Entry, Key, PREFIX, Policy, SUCCESSOR_PREFIX, Set, TABLE};
 use super::wire::Messages;
+use crate::model::id::InstanceId;
+use crate::model::traffic::{Traffic, Volume};
 use crate::sys::netlink::Family;
 
 /// Keys of one message: 256 keys of 32 bytes stay below the 64 KiB of an attribute.
@@ -30,10 +35,20 @@ const FEATURE: &str = "nf_tables with nat, masquerade and conntrack";
 #[derive(Debug)]
 pub(super) struct Firewall {
     channel: Option<Channel>,
-    open_inbound: bool,
+    policy: Policy,
     /// Our rules stand in the kernel.
     installed: bool,
     entries: BTreeSet<Entry>,
+    meters: BTreeMap<InstanceId, Meter>,
+    /// What the node has counted, when it was looked at last.
+    node: Volume,
+}
+
+/// What comes and goes with an instance or a network.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Share {
+    pub(super) entries: Vec<Entry>,
+    pub(super) meters: Vec<(InstanceId, Meter)>,
 }
 
 /// What of ours stands in the kernel.
@@ -45,24 +60,38 @@ struct Found {
     rules: Vec<(String, u64)>,
     chains: Vec<String>,
     sets: Vec<String>,
+    /// Type and name.
+    objects: Vec<(u32, String)>,
 }
 
 impl Firewall {
     /// Opens the channel; nothing is changed yet.
-    pub(super) fn open(enabled: bool, open_inbound: bool) -> Result<Self, Error> {
+    pub(super) fn open(enabled: bool, policy: Policy) -> Result<Self, Error> {
         let channel = enabled.then(|| Channel::open(Family::Netfilter)).transpose()?;
-        Ok(Self { channel, open_inbound, installed: false, entries: BTreeSet::new() })
+        let (entries, meters) = (BTreeSet::new(), BTreeMap::new());
+        Ok(Self { channel, policy, installed: false, entries, meters, node: Volume::default() })
     }
 
-    /// Installs the rules, with the entries that an earlier life of the daemon has left.
-    pub(super) fn start(&mut self) -> Result<(), Error> {
+    /// Installs the rules, with the entries and counters that an earlier life of the daemon has
+    /// left; the node has counted at least `node` before.
+    pub(super) fn start(&mut self, node: Volume) -> Result<(), Error> {
+        self.node = node;
         let Some(channel) = &mut self.channel else { return Ok(()) };
         self.entries = left_entries(channel).map_err(|error| error.lacking(FEATURE))?;
+        self.meters = left_meters(channel).map_err(|error| error.lacking(FEATURE))?;
         self.rebuild()
     }
 
-    /// Makes everything anew in one transaction.
+    /// Port number under which the kernel announces our own changes; `None` = switched off.
+    pub(super) fn own_port(&self) -> Option<u32> {
+        self.channel.as_ref().map(Channel::port)
+    }
+
+    /// Makes everything anew in one transaction. Counters go on with what they have counted.
     pub(super) fn rebuild(&mut self) -> Result<(), Error> {
+        if let Err(err) = self.read_counters() {
+            warn!("counters begin with values of some time ago err={}", chain(&err));
+        }
         let Some(channel) = &mut self.channel else { return Ok(()) };
         self.installed = false;
         let found = survey(channel).map_err(|error| error.lacking(FEATURE))?;
@@ -74,44 +103,142 @@ impl Firewall {
             .map(|(name, _)| *name)
             .filter(|name| !found.base.iter().any(|base| base == name))
             .collect();
-        rules::install(&mut batch, &missing, self.open_inbound);
+        rules::install(&mut batch, &missing, &self.policy, self.node);
         add_entries(&mut batch, self.entries.iter());
+        accounting::add(&mut batch, self.meters.iter());
         nft::end(&mut batch);
         commit(channel, &mut batch).map_err(|error| lacking_parts(error.lacking(FEATURE)))?;
         self.installed = true;
         Ok(())
     }
 
-    /// Adds entries in one transaction; those that are there stay.
-    pub(super) fn add(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        self.change(entries, &[])
+    /// Adds entries and counters in one transaction; those that are there stay.
+    pub(super) fn add(&mut self, share: &Share) -> Result<(), Error> {
+        self.change(share, &Share::default())
     }
 
-    /// Removes entries in one transaction.
-    pub(super) fn remove(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        self.change(&[], entries)
+    /// Removes entries and counters in one transaction.
+    pub(super) fn remove(&mut self, share: &Share) -> Result<(), Error> {
+        self.change(&Share::default(), share)
     }
 
-    /// Removes all entries but these.
-    pub(super) fn retain(&mut self, wanted: &BTreeSet<Entry>) -> Result<(), Error> {
-        let extra: Vec<Entry> = self.entries.difference(wanted).cloned().collect();
-        let missing: Vec<Entry> = wanted.difference(&self.entries).cloned().collect();
+    /// Removes all but these.
+    pub(super) fn retain(
+        &mut self,
+        wanted: &BTreeSet<Entry>,
+        instances: &BTreeSet<InstanceId>,
+    ) -> Result<(), Error> {
+        let others = self.meters.iter().filter(|(id, _)| !instances.contains(*id));
+        let extra = Share {
+            entries: self.entries.difference(wanted).cloned().collect(),
+            meters: others.map(|(id, meter)| (id.clone(), *meter)).collect(),
+        };
+        let missing = Share {
+            entries: wanted.difference(&self.entries).cloned().collect(),
+            meters: Vec::new(),
+        };
         self.change(&missing, &extra)
     }
 
-    fn change(&mut self, added: &[Entry], removed: &[Entry]) -> Result<(), Error> {
+    /// Reads all counters of the kernel.
+    pub(super) fn read_counters(&mut self) -> Result<(), Error> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
-        let new: Vec<&Entry> = added.iter().filter(|e| !self.entries.contains(*e)).collect();
-        let old: Vec<&Entry> = removed.iter().filter(|e| self.entries.contains(*e)).collect();
+        let mut request = listing::list_objects(TABLE, object::COUNTER, Afterwards::Keep);
+        for (name, count) in list(channel, &mut request, listing::parse_object)? {
+            self.note(&name, count);
+        }
+        Ok(())
+    }
+
+    /// Reads the counters of some instances, as long as they have some.
+    pub(super) fn read_counters_of(&mut self, ids: &[InstanceId]) -> Result<(), Error> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
+        let mut request = Messages::new();
+        for id in ids.iter().filter(|id| self.meters.contains_key(*id)) {
+            for gauge in [Gauge::Download, Gauge::Upload] {
+                listing::get_object(&mut request, TABLE, gauge.kind(), &gauge.object(id));
+            }
+        }
+        for (name, count) in channel.collect(&mut request, listing::parse_object)? {
+            self.note(&name, count);
+        }
+        Ok(())
+    }
+
+    /// A period has ended: counters begin again, and who was stopped at a limit goes on.
+    pub(super) fn reset_counters(&mut self) -> Result<(), Error> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
+        for kind in [object::COUNTER, object::QUOTA] {
+            list(
+                channel,
+                &mut listing::list_objects(TABLE, kind, Afterwards::Reset),
+                listing::parse_object,
+            )?;
+        }
+        self.node = Volume::default();
+        self.meters.values_mut().for_each(|meter| meter.volume = Volume::default());
+        Ok(())
+    }
+
+    fn note(&mut self, object: &str, count: Count) {
+        let Count::Counter { bytes } = count else { return };
+        let [node_download, node_upload] = accounting::NODE_COUNTERS;
+        if object == node_download {
+            self.node.download_bytes = bytes;
+        } else if object == node_upload {
+            self.node.upload_bytes = bytes;
+        } else if let Some(id) = Gauge::Download.owner(object) {
+            if let Some(meter) = self.meters.get_mut(&id) {
+                meter.volume.download_bytes = bytes;
+            }
+        } else if let Some(id) = Gauge::Upload.owner(object)
+            && let Some(meter) = self.meters.get_mut(&id)
+        {
+            meter.volume.upload_bytes = bytes;
+        }
+    }
+
+    /// What the counters of an instance said when they were read last.
+    pub(super) fn volume(&self, id: &InstanceId) -> Option<Volume> {
+        self.meters.get(id).map(|meter| meter.volume)
+    }
+
+    /// What the counters said when they were read last.
+    pub(super) fn traffic(&self) -> Traffic {
+        let instances = self.meters.iter().map(|(id, meter)| (id.clone(), meter.volume));
+        Traffic { node: self.node, instances: instances.collect() }
+    }
+
+    fn change(&mut self, added: &Share, removed: &Share) -> Result<(), Error> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
         if !self.installed {
             return self.change_and_rebuild(added, removed);
         }
-        if new.is_empty() && old.is_empty() {
+        let new = added.entries.iter().filter(|entry| !self.entries.contains(*entry));
+        let old = removed.entries.iter().filter(|entry| self.entries.contains(*entry));
+        let new: Vec<&Entry> = new.collect();
+        let old: Vec<&Entry> = old.collect();
+        let known = |id: &InstanceId| self.meters.get_key_value(id);
+        let mut gone: Vec<_> = removed.meters.iter().filter_map(|(id, _)| known(id)).collect();
+        let mut fresh: Vec<(InstanceId, Meter)> = Vec::new();
+        for (id, meter) in &added.meters {
+            match known(id) {
+                Some((_, old)) if old.is_like(meter) => {}
+                Some((key, old)) => {
+                    gone.push((key, old));
+                    fresh.push((id.clone(), Meter { volume: old.volume, ..*meter }));
+                }
+                None => fresh.push((id.clone(), *meter)),
+            }
+        }
+        if new.is_empty() && old.is_empty() && gone.is_empty() && fresh.is_empty() {
             return Ok(());
         }
         let mut batch = nft::begin();
         delete_entries(&mut batch, old.into_iter());
+        accounting::remove(&mut batch, gone.into_iter());
         add_entries(&mut batch, new.into_iter());
+        accounting::add(&mut batch, fresh.iter().map(|(id, meter)| (id, meter)));
         nft::end(&mut batch);
         let result = commit(channel, &mut batch);
         self.settle(added, removed, result)
@@ -121,14 +248,13 @@ impl Firewall {
     /// somebody flushed the rules: all of them are made anew.
     fn settle(
         &mut self,
-        added: &[Entry],
-        removed: &[Entry],
+        added: &Share,
+        removed: &Share,
         result: Result<(), Error>,
     ) -> Result<(), Error> {
         match result {
             Ok(()) => {
-                self.entries.retain(|entry| !removed.contains(entry));
-                self.entries.extend(added.iter().cloned());
+                self.mirror(added, removed);
                 Ok(())
             }
             Err(Error::Kernel(refusal)) if refusal.errno == Errno::ENOENT => {
@@ -139,13 +265,27 @@ impl Firewall {
         }
     }
 
+    fn mirror(&mut self, added: &Share, removed: &Share) {
+        self.entries.retain(|entry| !removed.entries.contains(entry));
+        self.entries.extend(added.entries.iter().cloned());
+        for (id, _) in &removed.meters {
+            self.meters.remove(id);
+        }
+        for (id, meter) in &added.meters {
+            let volume = self.meters.get(id).map_or(meter.volume, |known| known.volume);
+            self.meters.insert(id.clone(), Meter { volume, ..*meter });
+        }
+    }
+
     /// What could not be added is not remembered, what was to be removed is forgotten anyway.
-    fn change_and_rebuild(&mut self, added: &[Entry], removed: &[Entry]) -> Result<(), Error> {
-        self.entries.retain(|entry| !removed.contains(entry));
-        self.entries.extend(added.iter().cloned());
+    fn change_and_rebuild(&mut self, added: &Share, removed: &Share) -> Result<(), Error> {
+        self.mirror(added, removed);
         let rebuilt = self.rebuild();
         if rebuilt.is_err() {
-            self.entries.retain(|entry| !added.contains(entry));
+            self.entries.retain(|entry| !added.entries.contains(entry));
+            for (id, _) in &added.meters {
+                self.meters.remove(id);
+            }
         }
         rebuilt
     }
@@ -176,15 +316,51 @@ fn lacking_parts(error: Error) -> Error {
 /// The entries of our sets in the kernel.
 fn left_entries(channel: &mut Channel) -> Result<BTreeSet<Entry>, Error> {
     let mut entries = BTreeSet::new();
-    for (name, key_bytes) in list(channel, &mut nft::list_sets(TABLE), nft::parse_set)? {
+    for (name, key_bytes) in list(channel, &mut listing::list_sets(TABLE), listing::parse_set)? {
         let known = Set::ALL.into_iter().find(|set| set.name() == name);
         let Some(set) = known.filter(|set| set.key().1 == key_bytes) else { continue };
-        let mut request = nft::list_elements(TABLE, set.name());
-        for key in list(channel, &mut request, nft::parse_elements)?.iter().flatten() {
-            entries.extend(Key::from_slice(key).ok().map(|key| (set, key)));
+        let mut request = listing::list_elements(TABLE, set.name());
+        for found in list(channel, &mut request, listing::parse_elements)?.iter().flatten() {
+            entries.extend(Key::from_slice(&found.key).ok().map(|key| (set, key)));
         }
     }
     Ok(entries)
+}
+
+/// The counters and limits of instances in the kernel.
+fn left_meters(channel: &mut Channel) -> Result<BTreeMap<InstanceId, Meter>, Error> {
+    let mut counts: BTreeMap<String, Count> = BTreeMap::new();
+    for kind in [object::COUNTER, object::QUOTA] {
+        let mut request = listing::list_objects(TABLE, kind, Afterwards::Keep);
+        counts.extend(list(channel, &mut request, listing::parse_object)?);
+    }
+    let mut meters: BTreeMap<InstanceId, Meter> = BTreeMap::new();
+    for gauge in Gauge::ALL {
+        let mut request = listing::list_elements(TABLE, gauge.map());
+        for element in list(channel, &mut request, listing::parse_elements)?.iter().flatten() {
+            let Ok(address) = <[u8; 4]>::try_from(element.key.as_slice()) else { continue };
+            let Some(id) = gauge.owner(&element.object) else { continue };
+            let (limits, volume) = (Limits::default(), Volume::default());
+            let meter =
+                meters.entry(id).or_insert(Meter { address: address.into(), limits, volume });
+            match (gauge, counts.get(&element.object)) {
+                (Gauge::Download, Some(Count::Counter { bytes })) => {
+                    meter.volume.download_bytes = *bytes;
+                }
+                (Gauge::Upload, Some(Count::Counter { bytes })) => {
+                    meter.volume.upload_bytes = *bytes;
+                }
+                (Gauge::DownloadLimit, Some(Count::Quota { limit, .. })) => {
+                    meter.limits.download_bytes = Some(*limit);
+                }
+                (Gauge::UploadLimit, Some(Count::Quota { limit, .. })) => {
+                    meter.limits.upload_bytes = Some(*limit);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(meters)
 }
 
 /// A dump in which a missing table counts as empty.
@@ -201,7 +377,7 @@ fn list<T>(
 
 fn survey(channel: &mut Channel) -> Result<Found, Error> {
     let mut found = Found::default();
-    for chain in list(channel, &mut nft::list_chains(), nft::parse_chain)? {
+    for chain in list(channel, &mut listing::list_chains(), listing::parse_chain)? {
         if chain.table != TABLE {
             if chain.hook == Some(nft::HOOK_FORWARD) && chain.drops {
                 warn!(
@@ -215,14 +391,20 @@ fn survey(channel: &mut Channel) -> Result<Found, Error> {
             found.base.push(chain.name);
         }
     }
-    for rule in list(channel, &mut nft::list_rules(TABLE), nft::parse_rule)? {
+    for rule in list(channel, &mut listing::list_rules(TABLE), listing::parse_rule)? {
         let foreign_chain = !is_ours(&rule.chain);
         if foreign_chain && (rule.comment == rules::COMMENT || is_ours(&rule.target)) {
             found.rules.push((rule.chain, rule.handle));
         }
     }
-    let sets = list(channel, &mut nft::list_sets(TABLE), nft::parse_set)?;
+    let sets = list(channel, &mut listing::list_sets(TABLE), listing::parse_set)?;
     found.sets = sets.into_iter().map(|(name, _)| name).filter(|n| n.starts_with(PREFIX)).collect();
+    for kind in [object::COUNTER, object::QUOTA] {
+        let mut request = listing::list_objects(TABLE, kind, Afterwards::Keep);
+        let objects = list(channel, &mut request, listing::parse_object)?;
+        let ours = objects.into_iter().filter(|(name, _)| accounting::is_ours(kind, name));
+        found.objects.extend(ours.map(|(name, _)| (kind, name)));
+    }
     Ok(found)
 }
 
@@ -243,6 +425,9 @@ fn remove_found(batch: &mut Messages, found: &Found) {
     }
     for set in &found.sets {
         nft::delete_set(batch, TABLE, set);
+    }
+    for (kind, name) in &found.objects {
+        nft::delete_object(batch, TABLE, *kind, name);
     }
 }
 

@@ -11,40 +11,50 @@
 //! `shaping`, then the encodings `rtnl`, `nft`, `wire` and the
 //! socket `channel`. Not here: the decision what is attached when (core, exec jobs).
 
+mod accounting;
 mod attach;
 mod bridge;
 mod channel;
+mod counting;
 mod dns;
 mod domain;
 mod error;
 mod firewall;
+mod listing;
 mod names;
 mod naming;
 mod nft;
+mod notices;
 mod packet;
 mod plan;
 mod rtnl;
 mod rules;
 mod settings;
 mod shaping;
+mod traffic;
 mod wire;
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use log::{error, info};
-use mio::{Events, Poll, Token, Waker};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
 
 use self::domain::Domain;
 pub use self::error::{Error, Refusal};
 pub use self::settings::NetworkSettings;
+pub use self::traffic::TrafficPeriod;
 use crate::model::desired::NetworkParams;
 use crate::model::event::Event;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
-use crate::ports::{Network, NetworkPlan};
+use crate::model::traffic::{Traffic, TrafficRow};
+use crate::ports::{Network, NetworkPlan, TrafficSource};
 use crate::sys;
+use crate::sys::time::ClockJumps;
 
 /// Two exec threads, monitor and core have at most one request each in it.
 const REQUESTS: usize = 8;
@@ -52,6 +62,10 @@ const REQUESTS: usize = 8;
 const REPLY_DEADLINE: Duration = Duration::from_secs(10);
 const READY_SOCKETS: usize = 32;
 const WAKER: Token = Token(0);
+/// Those of the name server begin at 1 and end far below.
+const CLOCK: Token = Token(usize::MAX);
+/// Attaches that become one transaction.
+const MAX_GROUP: usize = 64;
 
 /// What the net thread can be asked.
 #[derive(Debug)]
@@ -59,6 +73,7 @@ enum NetRequest {
     Attach { plan: Box<NetworkPlan>, reply: Sender<Result<(), Failure>> },
     Adopt { plan: Box<NetworkPlan>, reply: Sender<Result<(), Failure>> },
     Detach { id: InstanceId, reply: Sender<Result<(), Failure>> },
+    Traffic { reply: Sender<Result<Traffic, Failure>> },
     Survey { reply: Sender<Vec<InstanceId>> },
     Update(Vec<NetworkParams>),
     Keep(Vec<InstanceId>),
@@ -126,14 +141,23 @@ impl NetHandle {
     }
 
     fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> NetRequest) -> Result<T, Error> {
+        self.ask_within(REPLY_DEADLINE, request)
+    }
+
+    fn ask_within<T>(
+        &self,
+        limit: Duration,
+        request: impl FnOnce(Sender<T>) -> NetRequest,
+    ) -> Result<T, Error> {
+        let until = sys::time::now() + limit;
         let (reply, answer) = bounded(1);
         let requests = self.requests().ok_or(Error::Closed)?;
         requests
-            .send_timeout(request(reply), REPLY_DEADLINE)
+            .send_deadline(request(reply), until)
             .map_err(|unsent| if unsent.is_timeout() { Error::Timeout } else { Error::Closed })?;
         self.wake();
         answer
-            .recv_timeout(REPLY_DEADLINE)
+            .recv_deadline(until)
             .map_err(|missing| if missing.is_timeout() { Error::Timeout } else { Error::Closed })
     }
 }
@@ -165,6 +189,12 @@ impl Network for NetHandle {
     }
 }
 
+impl TrafficSource for NetHandle {
+    fn traffic(&self, limit: Duration) -> Result<Traffic, Failure> {
+        self.ask_within(limit, |reply| NetRequest::Traffic { reply })?
+    }
+}
+
 /// The net thread before it runs.
 #[derive(Debug)]
 pub struct NetThread {
@@ -172,6 +202,9 @@ pub struct NetThread {
     /// A waker that is dropped takes its pending wake-up along; this one outlives the handles.
     _waker: Arc<Waker>,
     inbox: Receiver<NetRequest>,
+    /// Was taken out of the inbox in search of more attaches.
+    postponed: Option<NetRequest>,
+    clock: ClockJumps,
     domain: Domain,
 }
 
@@ -185,13 +218,24 @@ impl NetThread {
         let (sender, inbox) = bounded(REQUESTS);
         let registry = poll.registry().try_clone().map_err(failed)?;
         let domain = Domain::open(settings, registry)?;
+        let clock = ClockJumps::watch().map_err(failed)?;
+        let source = &mut SourceFd(&clock.as_raw_fd());
+        poll.registry().register(source, CLOCK, Interest::READABLE).map_err(failed)?;
         let handle = NetHandle(Arc::new(Sending { requests: Some(sender), waker: waker.clone() }));
-        Ok((Self { poll, _waker: waker, inbox, domain }, handle))
+        let postponed = None;
+        Ok((Self { poll, _waker: waker, inbox, postponed, clock, domain }, handle))
+    }
+
+    /// Stored traffic counters, and all instances of the database. Without this call counters are
+    /// not given to anybody for storing.
+    pub fn restore(&mut self, rows: Vec<TrafficRow>, known: &[InstanceId]) {
+        self.domain.ledger.restore(rows, known);
     }
 
     /// Serves until `Stop` or until the last handle is gone. Executed on the thread `net`.
     pub fn run(mut self, events: Sender<Event>) {
         self.domain.start();
+        self.send_news(&events);
         let mut ready = Events::with_capacity(READY_SOCKETS);
         loop {
             if let Err(err) = self.poll.poll(&mut ready, self.wait())
@@ -201,22 +245,50 @@ impl NetThread {
                 return;
             }
             // One request, then the sockets: name queries do not starve behind a queue.
-            match self.inbox.try_recv() {
+            match self.next_request() {
                 Ok(NetRequest::Stop) | Err(TryRecvError::Disconnected) => break,
                 Ok(request) => self.serve(request, &events),
                 Err(TryRecvError::Empty) => {}
             }
             let now = sys::time::monotonic();
-            for event in ready.iter().filter(|event| event.token() != WAKER) {
-                self.domain.dns.ready(event.token(), now);
+            for event in &ready {
+                match event.token() {
+                    WAKER => {}
+                    CLOCK => self.clock_jumped(now),
+                    notices::LINKS => self.domain.hear_links(),
+                    notices::RULES => self.domain.hear_rules(now),
+                    token => self.domain.dns.ready(token, now),
+                }
             }
             self.domain.tick(now);
+            self.send_news(&events);
         }
+        self.domain.store_all_traffic();
+        self.send_news(&events);
         info!("network thread ended");
     }
 
+    fn next_request(&mut self) -> Result<NetRequest, TryRecvError> {
+        self.postponed.take().map_or_else(|| self.inbox.try_recv(), Ok)
+    }
+
+    /// Core stores rows before it hears that what they are about has ended.
+    fn send_news(&mut self, events: &Sender<Event>) {
+        for event in self.domain.outbox.drain(..) {
+            // A core that is gone ends this thread soon as well.
+            let _ = events.send(event);
+        }
+    }
+
+    fn clock_jumped(&mut self, now: Duration) {
+        match self.clock.take() {
+            Ok(_) => self.domain.store_traffic(now),
+            Err(err) => error!("cannot watch the wall clock err={err}"),
+        }
+    }
+
     fn wait(&self) -> Option<Duration> {
-        if !self.inbox.is_empty() {
+        if self.postponed.is_some() || !self.inbox.is_empty() {
             return Some(Duration::ZERO);
         }
         let deadline = self.domain.next_deadline()?;
@@ -227,13 +299,18 @@ impl NetThread {
     fn serve(&mut self, request: NetRequest, events: &Sender<Event>) {
         match request {
             NetRequest::Attach { plan, reply } => {
-                let _ = reply.try_send(self.domain.attach(&plan).map_err(Failure::from));
+                self.attach((plan, reply));
             }
             NetRequest::Adopt { plan, reply } => {
                 let _ = reply.try_send(self.domain.adopt(&plan).map_err(Failure::from));
             }
             NetRequest::Detach { id, reply } => {
-                let _ = reply.try_send(self.domain.detach(&id).map_err(Failure::from));
+                let result = self.domain.detach(&id).map_err(Failure::from);
+                self.send_news(events);
+                let _ = reply.try_send(result);
+            }
+            NetRequest::Traffic { reply } => {
+                let _ = reply.try_send(self.domain.traffic().map_err(Failure::from));
             }
             NetRequest::Survey { reply } => {
                 let _ = reply.try_send(self.domain.survey());
@@ -246,6 +323,27 @@ impl NetThread {
             }
             NetRequest::Keep(instances) => self.domain.keep(&instances),
             NetRequest::Stop => {}
+        }
+    }
+
+    /// Takes along the attaches that wait behind the first one.
+    fn attach(&mut self, first: (Box<NetworkPlan>, Sender<Result<(), Failure>>)) {
+        let mut group = vec![first];
+        while group.len() < MAX_GROUP {
+            match self.inbox.try_recv() {
+                Ok(NetRequest::Attach { plan, reply }) => group.push((plan, reply)),
+                Ok(other) => {
+                    self.postponed = Some(other);
+                    break;
+                }
+                // If the handles are gone, the next look at the inbox says so again.
+                Err(_) => break,
+            }
+        }
+        let plans: Vec<&NetworkPlan> = group.iter().map(|(plan, _)| &**plan).collect();
+        let results = self.domain.attach(&plans);
+        for ((_, reply), result) in group.iter().zip(results) {
+            let _ = reply.try_send(result.map_err(Failure::from));
         }
     }
 }

@@ -89,7 +89,7 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-')
 }
 
-fn fnv64(text: &str, variant: u8) -> u64 {
+pub(super) fn fnv64(text: &str, variant: u8) -> u64 {
     hashed(text, variant).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })

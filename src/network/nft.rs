@@ -1,72 +1,101 @@
 //! Pure: nf_tables messages and rule expressions as bytes. What the rules say stands in `rules`,
-//! what is sent when in `firewall`.
+//! what is sent when in `firewall`, the reading of lists in `listing`.
 
 use std::net::Ipv4Addr;
 
 use super::channel;
-use super::wire::{Message, Messages, Payload, attributes, find, text};
+use super::wire::{Messages, Payload};
 
-const NEWTABLE: u16 = 0;
-const NEWCHAIN: u16 = 3;
-const GETCHAIN: u16 = 4;
-const DELCHAIN: u16 = 5;
-const NEWRULE: u16 = 6;
-const GETRULE: u16 = 7;
-const DELRULE: u16 = 8;
-const NEWSET: u16 = 9;
-const GETSET: u16 = 10;
-const DELSET: u16 = 11;
-const NEWSETELEM: u16 = 12;
-const GETSETELEM: u16 = 13;
-const DELSETELEM: u16 = 14;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-const SUBSYSTEM: u16 = 10;
+/// Numbers of the messages.
+pub(super) mod message {
+    pub(in crate::network) const NEWTABLE: u16 = 0;
+    pub(in crate::network) const DELTABLE: u16 = 2;
+    pub(in crate::network) const NEWCHAIN: u16 = 3;
+    pub(in crate::network) const GETCHAIN: u16 = 4;
+    pub(in crate::network) const DELCHAIN: u16 = 5;
+    pub(in crate::network) const NEWRULE: u16 = 6;
+    pub(in crate::network) const GETRULE: u16 = 7;
+    pub(in crate::network) const DELRULE: u16 = 8;
+    pub(in crate::network) const NEWSET: u16 = 9;
+    pub(in crate::network) const GETSET: u16 = 10;
+    pub(in crate::network) const DELSET: u16 = 11;
+    pub(in crate::network) const NEWSETELEM: u16 = 12;
+    pub(in crate::network) const GETSETELEM: u16 = 13;
+    pub(in crate::network) const DELSETELEM: u16 = 14;
+    pub(in crate::network) const BATCH_BEGIN: u16 = 16;
+    pub(in crate::network) const BATCH_END: u16 = 17;
+    pub(in crate::network) const NEWOBJ: u16 = 18;
+    pub(in crate::network) const GETOBJ: u16 = 19;
+    pub(in crate::network) const DELOBJ: u16 = 20;
+    pub(in crate::network) const GETOBJ_RESET: u16 = 21;
+}
+pub(super) const SUBSYSTEM: u16 = 10;
 
 const FAMILY_UNSPEC: u8 = 0;
 const FAMILY_INET: u8 = 1;
 
 /// Kinds of attributes; each message has a numbering of its own.
-mod table {
-    pub(super) const NAME: u16 = 1;
-    pub(super) const FLAGS: u16 = 2;
+pub(super) mod table {
+    pub(in crate::network) const NAME: u16 = 1;
+    pub(in crate::network) const FLAGS: u16 = 2;
 }
-mod chain {
-    pub(super) const TABLE: u16 = 1;
-    pub(super) const NAME: u16 = 3;
-    pub(super) const HOOK: u16 = 4;
-    pub(super) const POLICY: u16 = 5;
-    pub(super) const TYPE: u16 = 7;
-    pub(super) const HOOK_NUMBER: u16 = 1;
-    pub(super) const HOOK_PRIORITY: u16 = 2;
+pub(super) mod chain {
+    pub(in crate::network) const TABLE: u16 = 1;
+    pub(in crate::network) const NAME: u16 = 3;
+    pub(in crate::network) const HOOK: u16 = 4;
+    pub(in crate::network) const POLICY: u16 = 5;
+    pub(in crate::network) const TYPE: u16 = 7;
+    pub(in crate::network) const HOOK_NUMBER: u16 = 1;
+    pub(in crate::network) const HOOK_PRIORITY: u16 = 2;
 }
-mod rule {
-    pub(super) const TABLE: u16 = 1;
-    pub(super) const CHAIN: u16 = 2;
-    pub(super) const HANDLE: u16 = 3;
-    pub(super) const EXPRESSIONS: u16 = 4;
-    pub(super) const USER_DATA: u16 = 7;
+pub(super) mod rule {
+    pub(in crate::network) const TABLE: u16 = 1;
+    pub(in crate::network) const CHAIN: u16 = 2;
+    pub(in crate::network) const HANDLE: u16 = 3;
+    pub(in crate::network) const EXPRESSIONS: u16 = 4;
+    pub(in crate::network) const USER_DATA: u16 = 7;
 }
-mod set {
-    pub(super) const TABLE: u16 = 1;
-    pub(super) const NAME: u16 = 2;
-    pub(super) const FLAGS: u16 = 3;
-    pub(super) const KEY_TYPE: u16 = 4;
-    pub(super) const KEY_LENGTH: u16 = 5;
-    pub(super) const ID: u16 = 10;
-    pub(super) const USER_DATA: u16 = 13;
+pub(super) mod set {
+    pub(in crate::network) const TABLE: u16 = 1;
+    pub(in crate::network) const NAME: u16 = 2;
+    pub(in crate::network) const FLAGS: u16 = 3;
+    pub(in crate::network) const KEY_TYPE: u16 = 4;
+    pub(in crate::network) const KEY_LENGTH: u16 = 5;
+    pub(in crate::network) const ID: u16 = 10;
+    pub(in crate::network) const OBJECT_TYPE: u16 = 15;
+    pub(in crate::network) const FLAG_INTERVAL: u32 = 4;
+    pub(in crate::network) const FLAG_OBJECTS: u32 = 0x40;
+    pub(in crate::network) const USER_DATA: u16 = 13;
 }
-mod element {
-    pub(super) const TABLE: u16 = 1;
-    pub(super) const SET: u16 = 2;
-    pub(super) const LIST: u16 = 3;
-    pub(super) const KEY: u16 = 1;
+pub(super) mod element {
+    pub(in crate::network) const TABLE: u16 = 1;
+    pub(in crate::network) const SET: u16 = 2;
+    pub(in crate::network) const LIST: u16 = 3;
+    pub(in crate::network) const KEY: u16 = 1;
+    pub(in crate::network) const FLAGS: u16 = 3;
+    pub(in crate::network) const OBJECT: u16 = 9;
+    /// The interval that began before ends here.
+    pub(in crate::network) const INTERVAL_END: u32 = 1;
+}
+pub(super) mod object {
+    pub(in crate::network) const TABLE: u16 = 1;
+    pub(in crate::network) const NAME: u16 = 2;
+    pub(in crate::network) const TYPE: u16 = 3;
+    pub(in crate::network) const DATA: u16 = 4;
+    pub(in crate::network) const COUNTER: u32 = 1;
+    pub(in crate::network) const QUOTA: u32 = 2;
+    pub(in crate::network) const COUNTER_BYTES: u16 = 1;
+    pub(in crate::network) const QUOTA_BYTES: u16 = 1;
+    pub(in crate::network) const QUOTA_FLAGS: u16 = 2;
+    pub(in crate::network) const QUOTA_CONSUMED: u16 = 4;
+    /// Matches what goes beyond the quota.
+    pub(in crate::network) const QUOTA_OVER: u32 = 1;
 }
 const LIST_ELEMENT: u16 = 1;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
+pub(super) const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VERDICT: u16 = 2;
+pub(super) const EXPRESSION_NAME: u16 = 1;
+pub(super) const EXPRESSION_DATA: u16 = 2;
 
 /// Where a base chain is hooked in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,20 +106,22 @@ pub(super) struct Hook {
     pub(super) priority: i32,
 }
 
+pub(super) const HOOK_INPUT: u32 = 1;
 pub(super) const HOOK_FORWARD: u32 = 2;
+pub(super) const HOOK_OUTPUT: u32 = 3;
 pub(super) const HOOK_POSTROUTING: u32 = 4;
-const POLICY_DROP: u32 = 0;
+pub(super) const POLICY_DROP: u32 = 0;
 const POLICY_ACCEPT: u32 = 1;
 
 /// Begins a batch: everything up to `end` happens or nothing.
 pub(super) fn begin() -> Messages {
     let mut batch = Messages::new();
-    batch.add("commit firewall changes", BATCH_BEGIN, channel::REQUEST, batch_header);
+    batch.add("commit firewall changes", message::BATCH_BEGIN, channel::REQUEST, batch_header);
     batch
 }
 
 pub(super) fn end(batch: &mut Messages) {
-    batch.add("commit firewall changes", BATCH_END, channel::REQUEST, batch_header);
+    batch.add("commit firewall changes", message::BATCH_END, channel::REQUEST, batch_header);
 }
 
 fn batch_header(p: &mut Payload<'_>) {
@@ -98,7 +129,7 @@ fn batch_header(p: &mut Payload<'_>) {
     p.raw(&[FAMILY_UNSPEC, 0, high, low]);
 }
 
-fn add(
+pub(super) fn add(
     batch: &mut Messages,
     operation: &'static str,
     number: u16,
@@ -112,7 +143,7 @@ fn add(
 }
 
 pub(super) fn new_table(batch: &mut Messages, name: &str) {
-    add(batch, "create firewall table", NEWTABLE, channel::CREATE, |p| {
+    add(batch, "create firewall table", message::NEWTABLE, channel::CREATE, |p| {
         p.text(table::NAME, name);
         p.be32(table::FLAGS, 0);
     });
@@ -121,15 +152,14 @@ pub(super) fn new_table(batch: &mut Messages, name: &str) {
 /// Only for tests: everything of the OS in the table would go, too.
 #[cfg(test)]
 pub(super) fn delete_table(batch: &mut Messages, name: &str) {
-    const DELTABLE: u16 = 2;
-    add(batch, "delete firewall table", DELTABLE, channel::REQUEST, |p| {
+    add(batch, "delete firewall table", message::DELTABLE, channel::REQUEST, |p| {
         p.text(table::NAME, name);
     });
 }
 
 /// A chain; with a hook it is a base chain with policy accept.
 pub(super) fn new_chain(batch: &mut Messages, table: &str, name: &str, hook: Option<&Hook>) {
-    add(batch, "create firewall chain", NEWCHAIN, channel::CREATE, |p| {
+    add(batch, "create firewall chain", message::NEWCHAIN, channel::CREATE, |p| {
         p.text(chain::TABLE, table);
         p.text(chain::NAME, name);
         if let Some(hook) = hook {
@@ -144,7 +174,7 @@ pub(super) fn new_chain(batch: &mut Messages, table: &str, name: &str, hook: Opt
 }
 
 pub(super) fn delete_chain(batch: &mut Messages, table: &str, name: &str) {
-    add(batch, "delete firewall chain", DELCHAIN, channel::REQUEST, |p| {
+    add(batch, "delete firewall chain", message::DELCHAIN, channel::REQUEST, |p| {
         p.text(chain::TABLE, table);
         p.text(chain::NAME, name);
     });
@@ -170,7 +200,7 @@ pub(super) fn new_rule(
         Place::Head => channel::CREATE,
         Place::Tail => channel::APPEND,
     };
-    add(batch, "create firewall rule", NEWRULE, flags, |p| {
+    add(batch, "create firewall rule", message::NEWRULE, flags, |p| {
         p.text(rule::TABLE, table);
         p.text(rule::CHAIN, chain);
         p.nested(rule::EXPRESSIONS, |p| program(&mut Program(p)));
@@ -181,7 +211,7 @@ pub(super) fn new_rule(
 }
 
 /// A comment as the `nft` tool stores and prints it.
-fn comment_data(comment: &str) -> Vec<u8> {
+pub(super) fn comment_data(comment: &str) -> Vec<u8> {
     let length = u8::try_from(comment.len() + 1).expect("comments are constants below 128 bytes");
     let mut data = vec![0, length];
     data.extend_from_slice(comment.as_bytes());
@@ -191,7 +221,7 @@ fn comment_data(comment: &str) -> Vec<u8> {
 
 /// Deletes one rule, or with `None` all rules of the chain.
 pub(super) fn delete_rule(batch: &mut Messages, table: &str, chain: &str, handle: Option<u64>) {
-    add(batch, "delete firewall rule", DELRULE, channel::REQUEST, |p| {
+    add(batch, "delete firewall rule", message::DELRULE, channel::REQUEST, |p| {
         p.text(rule::TABLE, table);
         p.text(rule::CHAIN, chain);
         if let Some(handle) = handle {
@@ -209,9 +239,21 @@ pub(super) struct NewSet {
     pub(super) key_bytes: u32,
     /// Number within the batch.
     pub(super) id: u32,
+    pub(super) content: Content,
+}
+
+/// What kind of elements a set has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Content {
+    Keys,
+    /// Sorted, without overlaps.
+    Intervals,
+    /// Each key leads to an object of this type.
+    Objects(u32),
 }
 
 pub(super) const TYPE_IPV4: u32 = 7;
+pub(super) const TYPE_IPV6: u32 = 8;
 pub(super) const TYPE_INTERFACE: u32 = 41;
 pub(super) const TYPE_PROTOCOL: u32 = 12;
 pub(super) const TYPE_PORT: u32 = 13;
@@ -229,13 +271,21 @@ pub(super) const fn concatenated(types: &[u32]) -> u32 {
 pub(super) fn new_set(batch: &mut Messages, table: &str, new: &NewSet) {
     // Key byte order = host: otherwise `nft list` prints empty interface names.
     const HOST_ORDER: [u8; 6] = [0, 4, 1, 0, 0, 0];
-    add(batch, "create firewall set", NEWSET, channel::CREATE, |p| {
+    add(batch, "create firewall set", message::NEWSET, channel::CREATE, |p| {
         p.text(set::TABLE, table);
         p.text(set::NAME, new.name);
-        p.be32(set::FLAGS, 0);
+        let flags = match new.content {
+            Content::Keys => 0,
+            Content::Intervals => set::FLAG_INTERVAL,
+            Content::Objects(_) => set::FLAG_OBJECTS,
+        };
+        p.be32(set::FLAGS, flags);
         p.be32(set::KEY_TYPE, new.key_type);
         p.be32(set::KEY_LENGTH, new.key_bytes);
         p.be32(set::ID, new.id);
+        if let Content::Objects(kind) = new.content {
+            p.be32(set::OBJECT_TYPE, kind);
+        }
         if new.key_type == TYPE_INTERFACE {
             p.attribute(set::USER_DATA, &HOST_ORDER);
         }
@@ -243,7 +293,7 @@ pub(super) fn new_set(batch: &mut Messages, table: &str, new: &NewSet) {
 }
 
 pub(super) fn delete_set(batch: &mut Messages, table: &str, name: &str) {
-    add(batch, "delete firewall set", DELSET, channel::REQUEST, |p| {
+    add(batch, "delete firewall set", message::DELSET, channel::REQUEST, |p| {
         p.text(set::TABLE, table);
         p.text(set::NAME, name);
     });
@@ -256,7 +306,7 @@ pub(super) fn new_elements<'a>(
     set: &str,
     keys: impl Iterator<Item = &'a [u8]>,
 ) {
-    add(batch, "add firewall entries", NEWSETELEM, channel::CREATE, |p| {
+    add(batch, "add firewall entries", message::NEWSETELEM, channel::CREATE, |p| {
         element_list(p, table, set, keys);
     });
 }
@@ -268,7 +318,7 @@ pub(super) fn delete_elements<'a>(
     set: &str,
     keys: impl Iterator<Item = &'a [u8]>,
 ) {
-    add(batch, "delete firewall entries", DELSETELEM, channel::REQUEST, |p| {
+    add(batch, "delete firewall entries", message::DELSETELEM, channel::REQUEST, |p| {
         element_list(p, table, set, keys);
     });
 }
@@ -287,6 +337,109 @@ fn element_list<'a>(
                 p.nested(element::KEY, |p| p.attribute(DATA_VALUE, key));
             });
         }
+    });
+}
+
+/// Fills a set of intervals: first and last key of each, sorted, without overlaps.
+pub(super) fn new_intervals(
+    batch: &mut Messages,
+    table: &str,
+    set: &str,
+    intervals: &[(Vec<u8>, Vec<u8>)],
+) {
+    let element = |p: &mut Payload<'_>, key: &[u8], end: bool| {
+        p.nested(LIST_ELEMENT, |p| {
+            p.nested(element::KEY, |p| p.attribute(DATA_VALUE, key));
+            if end {
+                p.be32(element::FLAGS, element::INTERVAL_END);
+            }
+        });
+    };
+    add(batch, "add firewall entries", message::NEWSETELEM, channel::CREATE, |p| {
+        p.text(element::TABLE, table);
+        p.text(element::SET, set);
+        p.nested(element::LIST, |p| {
+            // What lies before the first interval is outside.
+            if let Some((first, _)) = intervals.first().filter(|(first, _)| !is_zero(first)) {
+                element(p, &vec![0; first.len()], true);
+            }
+            for (first, last) in intervals {
+                element(p, first, false);
+                if let Some(end) = successor(last) {
+                    element(p, &end, true);
+                }
+            }
+        });
+    });
+}
+
+fn is_zero(key: &[u8]) -> bool {
+    key.iter().all(|byte| *byte == 0)
+}
+
+/// The next key; `None` behind the last one.
+fn successor(key: &[u8]) -> Option<Vec<u8>> {
+    let mut next = key.to_vec();
+    for byte in next.iter_mut().rev() {
+        let overflow;
+        (*byte, overflow) = byte.overflowing_add(1);
+        if !overflow {
+            return Some(next);
+        }
+    }
+    None
+}
+
+/// Adds keys to a map, each with the name of its object.
+pub(super) fn new_mappings<'a>(
+    batch: &mut Messages,
+    table: &str,
+    map: &str,
+    mappings: impl Iterator<Item = (&'a [u8], &'a str)>,
+) {
+    add(batch, "add traffic counters", message::NEWSETELEM, channel::CREATE, |p| {
+        p.text(element::TABLE, table);
+        p.text(element::SET, map);
+        p.nested(element::LIST, |p| {
+            for (key, object) in mappings {
+                p.nested(LIST_ELEMENT, |p| {
+                    p.nested(element::KEY, |p| p.attribute(DATA_VALUE, key));
+                    p.text(element::OBJECT, object);
+                });
+            }
+        });
+    });
+}
+
+/// A counter that begins with a value.
+pub(super) fn new_counter(batch: &mut Messages, table: &str, name: &str, bytes: u64) {
+    add(batch, "create traffic counter", message::NEWOBJ, channel::CREATE, |p| {
+        p.text(object::TABLE, table);
+        p.text(object::NAME, name);
+        p.be32(object::TYPE, object::COUNTER);
+        p.nested(object::DATA, |p| p.be64(object::COUNTER_BYTES, bytes));
+    });
+}
+
+/// A quota of which a part is used up.
+pub(super) fn new_quota(batch: &mut Messages, table: &str, name: &str, limit: u64, used: u64) {
+    add(batch, "create traffic limit", message::NEWOBJ, channel::CREATE, |p| {
+        p.text(object::TABLE, table);
+        p.text(object::NAME, name);
+        p.be32(object::TYPE, object::QUOTA);
+        p.nested(object::DATA, |p| {
+            p.be64(object::QUOTA_BYTES, limit);
+            p.be32(object::QUOTA_FLAGS, object::QUOTA_OVER);
+            p.be64(object::QUOTA_CONSUMED, used);
+        });
+    });
+}
+
+pub(super) fn delete_object(batch: &mut Messages, table: &str, kind: u32, name: &str) {
+    add(batch, "delete traffic counter", message::DELOBJ, channel::REQUEST, |p| {
+        p.text(object::TABLE, table);
+        p.text(object::NAME, name);
+        p.be32(object::TYPE, kind);
     });
 }
 
@@ -309,6 +462,8 @@ const PAYLOAD_NETWORK: u32 = 1;
 const PAYLOAD_TRANSPORT: u32 = 2;
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+const SOURCE6: u32 = 8;
+const DESTINATION6: u32 = 24;
 const CMP_EQUAL: u32 = 0;
 const CMP_DIFFERENT: u32 = 1;
 /// `ct state` bits.
@@ -419,6 +574,19 @@ impl Program<'_, '_> {
         self.payload(REG_1, PAYLOAD_NETWORK, DESTINATION, 4)
     }
 
+    /// Continues for IPv6 packets only.
+    pub(super) fn ipv6(&mut self) -> &mut Self {
+        self.meta(META_FAMILY, REG_1).compare(CMP_EQUAL, &[10])
+    }
+
+    pub(super) fn source6(&mut self) -> &mut Self {
+        self.payload(REG_1, PAYLOAD_NETWORK, SOURCE6, 16)
+    }
+
+    pub(super) fn destination6(&mut self) -> &mut Self {
+        self.payload(REG_1, PAYLOAD_NETWORK, DESTINATION6, 16)
+    }
+
     pub(super) fn source_and_in_interface(&mut self) -> &mut Self {
         self.source().meta(META_IN_NAME, PART_9)
     }
@@ -475,164 +643,20 @@ impl Program<'_, '_> {
         self.expression("masq", |_| {});
     }
 
-    /// Counts without a name.
-    pub(super) fn count(&mut self) -> &mut Self {
-        self.expression("counter", |_| {})
-    }
-}
-
-/// A chain as the kernel lists it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Chain {
-    pub(super) table: String,
-    pub(super) name: String,
-    /// Number of the hook of a base chain.
-    pub(super) hook: Option<u32>,
-    pub(super) drops: bool,
-}
-
-/// Request for all chains of the family.
-pub(super) fn list_chains() -> Messages {
-    let mut request = Messages::new();
-    add(&mut request, "list firewall chains", GETCHAIN, channel::DUMP, |_| {});
-    request
-}
-
-pub(super) fn parse_chain(message: &Message<'_>) -> Option<Chain> {
-    let attributes = body(message, NEWCHAIN)?;
-    let hook = find(attributes, chain::HOOK).and_then(|hook| find(hook, chain::HOOK_NUMBER));
-    let policy = find(attributes, chain::POLICY).and_then(be32);
-    Some(Chain {
-        table: text(find(attributes, chain::TABLE)?).to_owned(),
-        name: text(find(attributes, chain::NAME)?).to_owned(),
-        hook: hook.and_then(be32),
-        drops: policy == Some(POLICY_DROP),
-    })
-}
-
-/// A rule as the kernel lists it, as far as we need to recognise it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Rule {
-    pub(super) chain: String,
-    pub(super) handle: u64,
-    pub(super) comment: String,
-    /// Chain that it jumps or goes to.
-    pub(super) target: String,
-}
-
-/// Request for all rules of a table.
-pub(super) fn list_rules(table: &str) -> Messages {
-    let mut request = Messages::new();
-    add(&mut request, "list firewall rules", GETRULE, channel::DUMP, |p| {
-        p.text(rule::TABLE, table);
-    });
-    request
-}
-
-pub(super) fn parse_rule(message: &Message<'_>) -> Option<Rule> {
-    let attributes = body(message, NEWRULE)?;
-    let handle = find(attributes, rule::HANDLE)?;
-    Some(Rule {
-        chain: text(find(attributes, rule::CHAIN)?).to_owned(),
-        handle: u64::from_be_bytes(handle.try_into().ok()?),
-        comment: find(attributes, rule::USER_DATA).map(comment_of).unwrap_or_default().to_owned(),
-        target: find(attributes, rule::EXPRESSIONS).and_then(target_of).unwrap_or_default(),
-    })
-}
-
-/// The comment among the user data: records of type, length, value.
-fn comment_of(mut data: &[u8]) -> &str {
-    while let [kind, length, rest @ ..] = data {
-        let Some(value) = rest.get(..usize::from(*length)) else { break };
-        if *kind == 0 {
-            return text(value);
-        }
-        data = &rest[value.len()..];
-    }
-    ""
-}
-
-fn target_of(expressions: &[u8]) -> Option<String> {
-    attributes(expressions).find_map(|(_, expression)| {
-        let data = find(expression, EXPRESSION_DATA)?;
-        if text(find(expression, EXPRESSION_NAME)?) != "immediate" {
-            return None;
-        }
-        Some(text(find(find(find(data, 2)?, DATA_VERDICT)?, 2)?).to_owned())
-    })
-}
-
-/// Request for all sets of a table.
-pub(super) fn list_sets(table: &str) -> Messages {
-    let mut request = Messages::new();
-    add(&mut request, "list firewall sets", GETSET, channel::DUMP, |p| p.text(set::TABLE, table));
-    request
-}
-
-/// Name and key length.
-pub(super) fn parse_set(message: &Message<'_>) -> Option<(String, u32)> {
-    let attributes = body(message, NEWSET)?;
-    let length = find(attributes, set::KEY_LENGTH).and_then(be32).unwrap_or(0);
-    Some((text(find(attributes, set::NAME)?).to_owned(), length))
-}
-
-/// Request for all elements of a set.
-pub(super) fn list_elements(table: &str, set: &str) -> Messages {
-    let mut request = Messages::new();
-    add(&mut request, "list firewall entries", GETSETELEM, channel::DUMP, |p| {
-        p.text(element::TABLE, table);
-        p.text(element::SET, set);
-    });
-    request
-}
-
-/// The keys in one message of a dump.
-pub(super) fn parse_elements(message: &Message<'_>) -> Option<Vec<Vec<u8>>> {
-    let list = find(body(message, NEWSETELEM)?, element::LIST)?;
-    let key = |(_, item)| Some(find(find(item, element::KEY)?, DATA_VALUE)?.to_vec());
-    Some(attributes(list).filter_map(key).collect())
-}
-
-fn body<'a>(message: &Message<'a>, number: u16) -> Option<&'a [u8]> {
-    (message.kind == SUBSYSTEM << 8 | number).then_some(())?;
-    message.body.get(4..)
-}
-
-fn be32(value: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(value.try_into().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn comments_are_found_among_other_user_data() {
-        for (data, expect) in [
-            (comment_data("aos-sm"), "aos-sm"),
-            ([&[1, 2, 9, 9][..], &comment_data("x")].concat(), "x"),
-            (vec![0, 200, b'a'], ""),
-            (vec![5], ""),
-            (vec![], ""),
-        ] {
-            assert_eq!(comment_of(&data), expect, "{data:?}");
-        }
+    /// Counts in a named counter.
+    pub(super) fn count(&mut self, counter: &str) -> &mut Self {
+        self.expression("objref", |p| {
+            p.be32(1, object::COUNTER);
+            p.text(2, counter);
+        })
     }
 
-    proptest! {
-        #[test]
-        fn any_answer_is_survived(
-            number in 0u16..32,
-            bytes in proptest::collection::vec(any::<u8>(), 0..200),
-        ) {
-            for number in [number, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM] {
-                let kind = SUBSYSTEM << 8 | number;
-                let message = Message { kind, flags: 0, sequence: 0, body: &bytes };
-                let _ = (parse_chain(&message), parse_rule(&message));
-                let _ = (parse_set(&message), parse_elements(&message));
-            }
-        }
+    /// Counts in the object to which a map leads from the first register. Continues if there is
+    /// one and, being a quota, it is used up.
+    pub(super) fn count_in(&mut self, map: &str) -> &mut Self {
+        self.expression("objref", |p| {
+            p.be32(3, REG_1);
+            p.text(4, map);
+        })
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use log::warn;
 
+use super::accounting::Limits;
 use super::error::Error;
 use super::names;
 use super::naming;
@@ -20,6 +21,7 @@ use crate::ports::NetworkPlan;
 pub(super) const MAX_ENDPOINTS: usize = 1024;
 /// Networks of one node: far above the 15 subnets that a CM hands out.
 pub(super) const MAX_NETWORKS: usize = 256;
+const MAX_VLAN_ID: u64 = 4094;
 const MIN_PREFIX: u8 = 8;
 const MAX_PREFIX: u8 = 30;
 const PROTOCOL_TCP: u8 = 6;
@@ -130,6 +132,13 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// The CM gave a VLAN id that exists.
+    pub(super) fn wants_vlan(&self) -> bool {
+        (1..=MAX_VLAN_ID).contains(&self.vlan_id)
+    }
+}
+
 fn check_network_id(id: &NetworkId) -> Result<(), Error> {
     let text = id.as_str();
     if text.is_empty() {
@@ -198,6 +207,7 @@ pub(super) struct Attachment {
     /// Speed limits in kbit/s.
     pub(super) download_kbit: Option<u64>,
     pub(super) upload_kbit: Option<u64>,
+    pub(super) limits: Limits,
     /// Lines for `hosts` from resources.
     pub(super) hosts: Vec<Host>,
     pub(super) etc_dir: PathBuf,
@@ -227,6 +237,10 @@ impl Attachment {
             hostname,
             download_kbit: plan.quotas.download_kbit.filter(|kbit| *kbit > 0),
             upload_kbit: plan.quotas.upload_kbit.filter(|kbit| *kbit > 0),
+            limits: Limits {
+                download_bytes: plan.quotas.download_bytes.filter(|bytes| *bytes > 0),
+                upload_bytes: plan.quotas.upload_bytes.filter(|bytes| *bytes > 0),
+            },
             hosts: plan.hosts.clone(),
             etc_dir: plan.etc_dir.clone(),
         })

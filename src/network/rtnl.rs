@@ -239,6 +239,13 @@ pub(super) fn settle_carrier(messages: &mut Messages, index: Index) {
     });
 }
 
+pub(super) fn set_mtu(messages: &mut Messages, index: Index, mtu: u32) {
+    messages.add("set MTU", RTM_NEWLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, 0);
+        p.u32(IFLA_MTU, mtu);
+    });
+}
+
 pub(super) fn delete_link(messages: &mut Messages, index: Index) {
     messages.add("delete link", RTM_DELLINK, channel::REQUEST, |p| {
         link_header(p, AF_UNSPEC, index, 0, 0);
@@ -411,6 +418,39 @@ fn parse_route(message: &Message<'_>) -> Option<Route> {
     })
 }
 
+/// Groups of the kernel for links and IPv4 routes.
+pub(super) const NOTICE_GROUPS: [u32; 2] = [1, 7];
+
+/// What happened to a link or a route, as the kernel announces it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Notice {
+    /// New, or something of it has changed.
+    Link(Link),
+    LinkGone(Index),
+    /// A default route is new or has changed.
+    DefaultRoute,
+}
+
+/// `None`: of no interest.
+pub(super) fn parse_notice(message: &Message<'_>) -> Option<Notice> {
+    // The bridge announces its ports in the same way, under a family of its own.
+    let of_link = || (*message.body.first()? == AF_UNSPEC).then_some(());
+    match message.kind {
+        RTM_NEWLINK => {
+            of_link()?;
+            parse_link(message).map(Notice::Link)
+        }
+        RTM_DELLINK => {
+            of_link()?;
+            wire::read_u32(message.body, 4).map(Notice::LinkGone)
+        }
+        RTM_NEWROUTE => {
+            parse_route(message).filter(|r| r.prefix == 0).map(|_| Notice::DefaultRoute)
+        }
+        _ => None,
+    }
+}
+
 fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(<[u8; 4]>::try_from(value.get(..4)?).ok()?))
 }
@@ -465,7 +505,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             for kind in [kind, RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE] {
-                let message = Message { kind, flags: 0, sequence: 0, body: &bytes };
+                let message = Message { kind, flags: 0, sequence: 0, port: 0, body: &bytes };
                 let _ = (parse_link(&message), parse_address(&message), parse_route(&message));
             }
         }

@@ -9,10 +9,12 @@
 
 use std::net::Ipv4Addr;
 
+use super::accounting::{self, LocalNetworks};
 use super::naming::{LINK_NAME_BYTES, LinkName};
-use super::nft::{self, Hook, NewSet, Place, Program};
+use super::nft::{self, Content, Hook, NewSet, Place, Program};
 use super::plan::{Attachment, Endpoint};
 use super::wire::Messages;
+use crate::model::traffic::Volume;
 
 /// The table; the image of an OS may bring it along with its own rules.
 pub(super) const TABLE: &str = "aos";
@@ -34,6 +36,8 @@ pub(super) const BASE_CHAINS: [(&str, Hook); 2] = [
     (POSTROUTING, Hook { kind: "nat", number: nft::HOOK_POSTROUTING, priority: 100 }),
 ];
 
+/// Numbers of sets within a batch: ours are below.
+const FIRST_ACCOUNTING_SET: u32 = 16;
 /// Longest key: two interface names.
 const KEY_BYTES: usize = 32;
 /// Key of a set, complete with padding.
@@ -136,12 +140,25 @@ fn key(parts: &[&[u8]]) -> Key {
     key
 }
 
-/// Adds our sets, chains and rules to a batch, as empty as after a start. `base` says which of the
-/// base chains have to be made.
-pub(super) fn install(batch: &mut Messages, missing: &[&str], open_inbound: bool) {
+/// What the rules depend on.
+#[derive(Clone, Debug)]
+pub(super) struct Policy {
+    /// The outside reaches every port of an instance.
+    pub(super) open_inbound: bool,
+    pub(super) local: LocalNetworks,
+}
+
+/// Adds our sets, chains and rules to a batch, as empty as after a start. `missing` says which of
+/// the base chains have to be made, `node` what the node has counted so far.
+pub(super) fn install(batch: &mut Messages, missing: &[&str], policy: &Policy, node: Volume) {
+    accounting::install(batch, FIRST_ACCOUNTING_SET, &policy.local, node);
     for (set, id) in Set::ALL.into_iter().zip(1..) {
         let (key_type, key_bytes) = set.key();
-        nft::new_set(batch, TABLE, &NewSet { name: set.name(), key_type, key_bytes, id });
+        nft::new_set(
+            batch,
+            TABLE,
+            &NewSet { name: set.name(), key_type, key_bytes, id, content: Content::Keys },
+        );
     }
     for (name, hook) in &BASE_CHAINS {
         if missing.contains(name) {
@@ -150,33 +167,35 @@ pub(super) fn install(batch: &mut Messages, missing: &[&str], open_inbound: bool
     }
     nft::new_chain(batch, TABLE, DENY, None);
     nft::new_chain(batch, TABLE, FILTER, None);
-    rule(batch, DENY, |p| p.count().drop());
-    filter_rules(batch, open_inbound);
+    append_rule(batch, DENY, |p| p.count(accounting::DENIED).drop());
+    filter_rules(batch, policy.open_inbound);
     forward_rules(batch);
     postrouting_rules(batch);
 }
 
 fn filter_rules(batch: &mut Messages, open_inbound: bool) {
-    rule(batch, FILTER, |p| p.both_interfaces().in_set(Set::Intra.name()).accept());
-    rule(batch, FILTER, |p| p.state(nft::STATE_REPLY).accept());
-    rule(batch, FILTER, |p| p.state(nft::STATE_INVALID).go_to(DENY));
-    rule(batch, FILTER, |p| {
+    append_rule(batch, FILTER, |p| p.both_interfaces().in_set(Set::Intra.name()).accept());
+    append_rule(batch, FILTER, |p| p.state(nft::STATE_REPLY).accept());
+    append_rule(batch, FILTER, |p| p.state(nft::STATE_INVALID).go_to(DENY));
+    append_rule(batch, FILTER, |p| {
         p.in_interface().in_set(Set::Bridges.name()).ipv4();
         p.source_and_in_interface().not_in_set(Set::Sources.name()).go_to(DENY);
     });
-    rule(batch, FILTER, |p| p.ipv4().flow().in_set(Set::Allowed.name()).accept());
-    rule(batch, FILTER, |p| {
+    append_rule(batch, FILTER, |p| p.ipv4().flow().in_set(Set::Allowed.name()).accept());
+    append_rule(batch, FILTER, |p| {
         p.in_interface().in_set(Set::Bridges.name());
         p.out_interface().in_set(Set::Bridges.name()).go_to(DENY);
     });
-    rule(batch, FILTER, |p| {
+    append_rule(batch, FILTER, |p| {
         p.ipv4().source_and_in_interface().in_set(Set::Sources.name()).accept();
     });
-    rule(batch, FILTER, |p| p.ipv4().service().in_set(Set::Exposed.name()).accept());
+    append_rule(batch, FILTER, |p| p.ipv4().service().in_set(Set::Exposed.name()).accept());
     if open_inbound {
-        rule(batch, FILTER, |p| p.ipv4().destination().in_set(Set::Instances.name()).accept());
+        append_rule(batch, FILTER, |p| {
+            p.ipv4().destination().in_set(Set::Instances.name()).accept()
+        });
     }
-    rule(batch, FILTER, |p| p.go_to(DENY));
+    append_rule(batch, FILTER, |p| p.go_to(DENY));
 }
 
 /// The rules of the base chains stand before those of the OS. A rule at the head pushes earlier
@@ -200,7 +219,12 @@ fn postrouting_rules(batch: &mut Messages) {
     });
 }
 
-fn rule(batch: &mut Messages, chain: &str, program: impl FnOnce(&mut Program<'_, '_>)) {
+/// Adds a rule at the end of a chain of ours.
+pub(super) fn append_rule(
+    batch: &mut Messages,
+    chain: &str,
+    program: impl FnOnce(&mut Program<'_, '_>),
+) {
     nft::new_rule(batch, TABLE, chain, Place::Tail, "", program);
 }
 

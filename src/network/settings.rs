@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::traffic::TrafficPeriod;
 use crate::model::node::Host;
 
 /// Keys `network.*` of the configuration, and what else the net thread needs of it.
@@ -25,6 +26,12 @@ pub struct NetworkSettings {
     pub open_inbound: bool,
     /// Start although a speed limit cannot be set.
     pub bandwidth_optional: bool,
+    /// After which traffic counters and limits begin again.
+    pub traffic_period: TrafficPeriod,
+    /// Shortest time between stored counters.
+    pub traffic_store_period: Duration,
+    /// Addresses and prefix lengths that are not counted as traffic.
+    pub local_networks: Vec<(IpAddr, u8)>,
     /// How long a removed network with instances lives on.
     pub drain_timeout: Duration,
 }
@@ -40,7 +47,20 @@ impl Default for NetworkSettings {
             firewall: true,
             open_inbound: false,
             bandwidth_optional: false,
+            traffic_period: TrafficPeriod::default(),
+            traffic_store_period: Duration::from_secs(60),
+            local_networks: default_local_networks(),
             drain_timeout: Duration::from_secs(60),
         }
     }
+}
+
+/// Private networks and loopback.
+fn default_local_networks() -> Vec<(IpAddr, u8)> {
+    vec![
+        (IpAddr::from([127, 0, 0, 0]), 8),
+        (IpAddr::from([10, 0, 0, 0]), 8),
+        (IpAddr::from([192, 168, 0, 0]), 16),
+        (IpAddr::from([172, 16, 0, 0]), 12),
+    ]
 }

@@ -5,3 +5,4 @@ mod faults;
 mod life;
 mod reach;
 mod rig;
+mod traffic;

@@ -16,6 +16,7 @@ use crate::model::id::PackageKey;
 use crate::model::job::Package;
 use crate::model::service::{InstalledLayer, InstalledService};
 use crate::model::store::{Change, StoredInstance, Wanted};
+use crate::model::traffic::TrafficRow;
 
 /// The statements of one transaction.
 pub(super) struct Batch<'db> {
@@ -76,6 +77,13 @@ pub(super) fn write(batch: &mut Batch<'_>, change: &Change) -> rusqlite::Result<
         Change::SetOffline(offline) => {
             put_meta(batch, rows::META_OFFLINE, &json::write_offline(offline))
         }
+        Change::PutTraffic(rows) => rows.iter().try_for_each(|row| put_traffic(batch, row)),
+        Change::RemoveTraffic(chains) => chains.iter().try_for_each(|chain| {
+            batch.execute(
+                "DELETE FROM traffic WHERE chain = :chain",
+                named_params! { ":chain": chain },
+            )
+        }),
     }
 }
 
@@ -94,6 +102,8 @@ pub(super) fn name_of(change: &Change) -> &'static str {
         Change::SetNodeInfo(_) => "set node info",
         Change::SetEnvOverrides(_) => "set override variables",
         Change::SetOffline(_) => "set offline time",
+        Change::PutTraffic(_) => "put traffic counters",
+        Change::RemoveTraffic(_) => "remove traffic counters",
     }
 }
 
@@ -246,6 +256,17 @@ fn put_network(batch: &mut Batch<'_>, network: &NetworkParams) -> rusqlite::Resu
             ":ip": network.ip,
             ":subnet": network.subnet,
             ":vlan_id": network.vlan_id.cast_signed(),
+        },
+    )
+}
+
+fn put_traffic(batch: &mut Batch<'_>, row: &TrafficRow) -> rusqlite::Result<()> {
+    batch.execute(
+        "INSERT OR REPLACE INTO traffic (chain, time, value) VALUES (:chain, :time, :value)",
+        named_params! {
+            ":chain": row.chain,
+            ":time": row.time_ms,
+            ":value": row.bytes.cast_signed(),
         },
     )
 }

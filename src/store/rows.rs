@@ -21,6 +21,7 @@ use crate::model::job::Package;
 use crate::model::service::{InstalledLayer, InstalledService};
 use crate::model::status::chain;
 use crate::model::store::{Snapshot, StoredInstance, Wanted};
+use crate::model::traffic::TrafficRow;
 
 /// Kinds of wanted packages.
 pub(super) const SERVICE: &str = "service";
@@ -55,6 +56,7 @@ pub(super) fn read_all(db: &Connection) -> Result<Snapshot, Error> {
         wanted: read_table(db, "wanted", wanted)?,
         instances: read_table(db, "instances", instance)?,
         networks: read_table(db, "networks", network)?,
+        traffic: read_table(db, "traffic", traffic)?,
     })
 }
 
@@ -184,6 +186,14 @@ fn network(row: &Row<'_>) -> Result<NetworkParams, Unreadable> {
         subnet: row.get("subnet")?,
         ip: row.get("ip")?,
         vlan_id: bits(row, "vlan_id")?,
+    })
+}
+
+fn traffic(row: &Row<'_>) -> Result<TrafficRow, Unreadable> {
+    Ok(TrafficRow {
+        chain: row.get("chain")?,
+        time_ms: row.get("time")?,
+        bytes: bits(row, "value")?,
     })
 }
 

@@ -14,6 +14,7 @@ use crate::model::job::Package;
 use crate::model::node::{NodeInfo, Partition};
 use crate::model::service::{InstalledLayer, InstalledService};
 use crate::model::store::{Offline, StoredInstance, Wanted};
+use crate::model::traffic::TrafficRow;
 
 struct Place {
     _dir: TempDir,
@@ -155,6 +156,10 @@ fn overrides() -> Vec<EnvOverride> {
     ]
 }
 
+fn counter(chain: &str, bytes: u64) -> TrafficRow {
+    TrafficRow { chain: chain.into(), time_ms: 1_795_348_472_832, bytes }
+}
+
 /// A database with one of everything.
 fn filled() -> (Vec<Change>, Snapshot) {
     let snapshot = Snapshot {
@@ -178,6 +183,7 @@ fn filled() -> (Vec<Change>, Snapshot) {
         wanted: vec![wanted_layer(), wanted_service()],
         instances: vec![instance("id0", 0), instance("id1", u64::MAX)],
         networks: vec![network("n0", 0), network("n1", u64::MAX)],
+        traffic: vec![counter("AOS_SYSTEM_IN", 7), counter("AOS_SYSTEM_OUT", u64::MAX)],
     };
     let changes = vec![
         Change::PutService(snapshot.services[0].clone()),
@@ -192,6 +198,9 @@ fn filled() -> (Vec<Change>, Snapshot) {
         Change::SetNodeInfo(snapshot.node_info.clone().unwrap()),
         Change::SetEnvOverrides(snapshot.env_overrides.clone()),
         Change::SetOffline(snapshot.offline.unwrap()),
+        Change::PutTraffic(vec![counter("AOS_SYSTEM_IN", 1), counter("AOS_1_IN", 2)]),
+        Change::PutTraffic(snapshot.traffic.clone()),
+        Change::RemoveTraffic(vec!["AOS_1_IN".into(), "AOS_2_IN".into()]),
     ];
     (changes, snapshot)
 }

@@ -5,7 +5,7 @@
 //! sizes and the capped acknowledgement. Messages are encoded in `network::wire`.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use neli::consts::socket::{Msg, NlFamily};
@@ -47,6 +47,12 @@ impl AsFd for Netlink {
     }
 }
 
+impl AsRawFd for Netlink {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 impl Netlink {
     /// A socket for requests: blocking with a time-out, texts of errors, large buffers.
     pub fn for_requests(family: Family) -> io::Result<Self> {
@@ -61,16 +67,27 @@ impl Netlink {
 
     /// The same with the fewest system calls, for a handful of messages.
     pub fn for_few_requests(family: Family) -> io::Result<Self> {
+        let netlink = Self::connect(family, Groups::empty())?;
+        netlink.socket.enable_ext_ack(true)?;
+        let seconds = i64::try_from(RECEIVE_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
+        setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
+        Ok(netlink)
+    }
+
+    /// A socket that hears what the kernel announces to these groups; it never blocks.
+    pub fn for_notices(family: Family, groups: &[u32]) -> io::Result<Self> {
+        let netlink = Self::connect(family, Groups::new_groups(groups))?;
+        netlink.socket.nonblock()?;
+        setsockopt(&netlink, sockopt::RcvBufForce, &BUFFER_BYTES)?;
+        Ok(netlink)
+    }
+
+    fn connect(family: Family, groups: Groups) -> io::Result<Self> {
         let family = match family {
             Family::Route => NlFamily::Route,
             Family::Netfilter => NlFamily::Netfilter,
         };
-        let socket = NlSocket::connect(family, None, Groups::empty())?;
-        socket.enable_ext_ack(true)?;
-        let netlink = Self { socket };
-        let seconds = i64::try_from(RECEIVE_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
-        setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
-        Ok(netlink)
+        Ok(Self { socket: NlSocket::connect(family, None, groups)? })
     }
 
     /// Sends one or more messages in one call.
@@ -94,6 +111,20 @@ impl Netlink {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Makes the send buffer as large as one send that exceeds it.
+    pub fn make_room(&self, bytes: usize) -> io::Result<()> {
+        // The kernel doubles what it is told, and needs some of it for itself.
+        if bytes <= BUFFER_BYTES {
+            return Ok(());
+        }
+        setsockopt(self, sockopt::SndBufForce, &bytes).map_err(io::Error::from)
+    }
+
+    /// Number by which the kernel calls this socket in its namespace.
+    pub fn port(&self) -> u32 {
+        self.socket.pid().unwrap_or(0)
     }
 
     /// Errors do not carry a copy of the request: a refused batch of 500 kB fits the buffer.

@@ -5,6 +5,7 @@ use super::rig::{Rig, on_a_host};
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
 use crate::ports::{Network, NetworkPlan};
+use crate::sys::testing::wait_until;
 
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
 
@@ -117,6 +118,35 @@ fn a_deleted_bridge_is_made_again() {
         let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
         rig.net.attach(&plan).unwrap();
         assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+    });
+}
+
+/// Nobody attaches anything: the kernel says what happened.
+#[test]
+fn what_others_delete_comes_back() {
+    on_a_host("faults_notices", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let plans =
+            [rig.plan("net1", NET1.1, "172.17.0.2", 0), rig.plan("net1", NET1.1, "172.17.0.3", 1)];
+        for plan in &plans {
+            rig.net.attach(plan).unwrap();
+        }
+        let (a, b) = (rig.instance(&plans[0]), rig.instance(&plans[1]));
+        for _ in 0..2 {
+            rig.flush_rules();
+            wait_until("rules anew", || rig.keys(Set::Instances) == 2);
+            assert_eq!(rig.keys(Set::Bridges), 1);
+        }
+        let bridge = rig.links().into_iter().find(|link| link.kind == "bridge").unwrap().index;
+        rig.delete_link(bridge);
+        wait_until("ports of a new bridge", || {
+            let links = rig.links();
+            let bridge = links.iter().find(|link| link.kind == "bridge").map(|link| link.index);
+            let ports = links.iter().filter(|link| Some(link.master) == bridge && link.up);
+            bridge.is_some() && ports.count() == 2
+        });
+        assert!(a.reaches(&b, [172, 17, 0, 3].into()).is_ok());
+        assert!(a.reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
     });
 }
 

@@ -1,6 +1,7 @@
 //! A host of its own for each test: namespaces, an uplink, the net thread in it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -14,12 +15,13 @@ use crossbeam::channel::{Receiver, bounded};
 use super::super::channel::Channel;
 use super::super::rtnl::{self, Link, LinkAddress, NewBridge, NewVeth};
 use super::super::wire::Messages;
-use super::super::{NetHandle, NetThread, NetworkSettings, naming, nft, rules};
+use super::super::{Error, NetHandle, NetThread, NetworkSettings, listing, naming, nft, rules};
 use crate::model::desired::{FirewallRule, InstanceNetwork, NetworkParams};
 use crate::model::event::Event;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
 use crate::model::service::Quotas;
+use crate::model::traffic::TrafficRow;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::mount::{isolate, tmpfs};
 use crate::sys::netlink::{Family, Netlink};
@@ -41,6 +43,9 @@ pub(super) struct Rig {
     pub(super) host: HostNs,
     pub(super) net: NetHandle,
     events: Receiver<Event>,
+    /// What a database would hold, and what was removed from it.
+    rows: RefCell<BTreeMap<Box<str>, TrafficRow>>,
+    gone: RefCell<Vec<Box<str>>>,
     thread: Option<JoinHandle<()>>,
     etc: tempfile::TempDir,
     settings: NetworkSettings,
@@ -71,8 +76,10 @@ impl Rig {
         let mut messages = Messages::new();
         rtnl::set_up(&mut messages, rtnl::LOOPBACK_INDEX);
         channel.execute(&mut messages).unwrap();
-        let (net, events, thread) = start(settings.clone());
+        let (net, events, thread) = start(settings.clone(), vec![], &[]);
         Self {
+            rows: RefCell::default(),
+            gone: RefCell::default(),
             host: HostNs::open().unwrap(),
             net,
             events,
@@ -92,9 +99,67 @@ impl Rig {
 
     /// Ends the net thread and starts another one, as a restart of the daemon does.
     pub(super) fn restart(&mut self) {
+        self.restart_with(vec![], &[]);
+    }
+
+    /// The same with rows of the database and the instances that it knows.
+    pub(super) fn restart_with(&mut self, rows: Vec<TrafficRow>, known: &[&NetworkPlan]) {
         self.stop();
-        let (net, events, thread) = start(self.settings.clone());
+        self.take_rows();
+        let known: Vec<InstanceId> = known.iter().map(|plan| plan.id.clone()).collect();
+        *self.rows.borrow_mut() = rows.iter().map(|row| (row.chain.clone(), row.clone())).collect();
+        let (net, events, thread) = start(self.settings.clone(), rows, &known);
         (self.net, self.events, self.thread) = (net, events, Some(thread));
+    }
+
+    fn note(&self, event: Event) {
+        match event {
+            Event::Traffic { rows, gone } => {
+                let rows = rows.into_iter().map(|row| (row.chain.clone(), row));
+                self.rows.borrow_mut().extend(rows);
+                self.gone.borrow_mut().extend(gone);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn take_rows(&self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.note(event);
+        }
+    }
+
+    /// What the database would hold now.
+    pub(super) fn rows(&self) -> Vec<TrafficRow> {
+        self.take_rows();
+        self.rows.borrow().values().cloned().collect()
+    }
+
+    /// Waits until the database would hold this.
+    pub(super) fn stored_rows(&self, expect: impl Fn(&[TrafficRow]) -> bool) -> Vec<TrafficRow> {
+        loop {
+            let rows = self.rows();
+            if expect(&rows) {
+                return rows;
+            }
+            self.note(self.events.recv_timeout(PATIENCE).unwrap());
+        }
+    }
+
+    /// Names of rows that were removed.
+    pub(super) fn gone(&self) -> Vec<Box<str>> {
+        self.take_rows();
+        self.gone.borrow().clone()
+    }
+
+    /// A connection to the outside, if one comes about.
+    pub(super) fn try_connect(&self, plan: &NetworkPlan) -> Option<Pair> {
+        let port = self.take_port();
+        let listener = self.outside().listen(port);
+        let socket = SocketAddr::from((OUTSIDE, port));
+        let client =
+            self.instance(plan).inside(|| TcpStream::connect_timeout(&socket, SILENCE)).ok()?;
+        Some(Pair(client, listener.accept().unwrap().0))
     }
 
     /// The CM sends a list: id, subnet, address of the node.
@@ -110,9 +175,11 @@ impl Rig {
 
     pub(super) fn update_params(&self, list: Vec<NetworkParams>) -> Vec<(NetworkId, Failure)> {
         assert!(self.net.try_update(list));
-        match self.events.recv_timeout(PATIENCE).unwrap() {
-            Event::NetworksUpdated { failed } => failed,
-            other => panic!("{other:?}"),
+        loop {
+            match self.events.recv_timeout(PATIENCE).unwrap() {
+                Event::NetworksUpdated { failed } => return failed,
+                other => self.note(other),
+            }
         }
     }
 
@@ -288,14 +355,24 @@ impl Rig {
     /// Number of keys in one of our sets.
     pub(super) fn keys(&self, set: rules::Set) -> usize {
         let mut channel = Channel::open(Family::Netfilter).unwrap();
-        let mut request = nft::list_elements(rules::TABLE, set.name());
-        channel.dump(&mut request, nft::parse_elements).unwrap().iter().flatten().count()
+        let mut request = listing::list_elements(rules::TABLE, set.name());
+        match channel.dump(&mut request, listing::parse_elements) {
+            Ok(elements) => elements.iter().flatten().count(),
+            // Flushed a moment ago.
+            Err(Error::Kernel(refusal)) if refusal.errno == nix::errno::Errno::ENOENT => 0,
+            Err(err) => panic!("{err}"),
+        }
     }
 }
 
-fn start(settings: NetworkSettings) -> (NetHandle, Receiver<Event>, JoinHandle<()>) {
-    let (thread, net) = NetThread::new(settings).unwrap();
-    let (sender, events) = bounded(16);
+fn start(
+    settings: NetworkSettings,
+    rows: Vec<TrafficRow>,
+    known: &[InstanceId],
+) -> (NetHandle, Receiver<Event>, JoinHandle<()>) {
+    let (mut thread, net) = NetThread::new(settings).unwrap();
+    thread.restore(rows, known);
+    let (sender, events) = bounded(1024);
     let thread = spawn_sized("net", 256 * 1024, move || thread.run(sender)).unwrap();
     (net, events, thread)
 }

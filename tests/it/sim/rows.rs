@@ -28,5 +28,10 @@ pub fn change(rows: &mut Snapshot, change: Change) {
         Change::SetNodeInfo(node) => rows.node_info = Some(node),
         Change::SetEnvOverrides(list) => rows.env_overrides = list,
         Change::SetOffline(offline) => rows.offline = Some(offline),
+        Change::PutTraffic(counters) => {
+            rows.traffic.retain(|r| counters.iter().all(|c| c.chain != r.chain));
+            rows.traffic.extend(counters);
+        }
+        Change::RemoveTraffic(chains) => rows.traffic.retain(|r| !chains.contains(&r.chain)),
     }
 }

@@ -1,0 +1,329 @@
+//! Pure: the rules that count traffic and stop it at a limit, and what an instance has in them:
+//! a counter for each direction and, if it is limited, a quota. Local networks are not counted.
+//!
+//! The chains stand before all others, where no verdict of somebody else hides bytes. Quotas stand
+//! before counters, so that what is dropped is not reported. What is counted is the packet at
+//! layer 3. Counters of the node leave out what it forwards, those of instances what the node
+//! itself sends.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::nft::{self, Content, Hook, NewSet, Program, object};
+use super::rules::{PREFIX, TABLE, append_rule};
+use super::wire::Messages;
+use crate::model::id::InstanceId;
+use crate::model::traffic::Volume;
+
+const CHAIN_FORWARD: &str = "aos_acct_fwd";
+const CHAIN_INPUT: &str = "aos_acct_in";
+const CHAIN_OUTPUT: &str = "aos_acct_out";
+const PRIORITY: i32 = -10;
+const LOCAL4: &str = "aos_local4";
+const LOCAL6: &str = "aos_local6";
+/// Loopback, unique local, link-local, multicast.
+const LOCAL6_NETWORKS: [(Ipv6Addr, u8); 4] = [
+    (Ipv6Addr::LOCALHOST, 128),
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
+];
+/// Counters of the node, download first.
+pub(super) const NODE_COUNTERS: [&str; 2] = ["aos_sys_in", "aos_sys_out"];
+/// Packets that the rules refused.
+pub(super) const DENIED: &str = "aos_denied";
+/// Mappings of one message; with the longest ids they stay below the 64 KiB of an attribute.
+pub(super) const MAPPINGS_PER_MESSAGE: usize = 128;
+
+/// What an instance counts, and where its limit is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Gauge {
+    Download,
+    Upload,
+    DownloadLimit,
+    UploadLimit,
+}
+
+impl Gauge {
+    pub(super) const ALL: [Self; 4] =
+        [Self::Download, Self::Upload, Self::DownloadLimit, Self::UploadLimit];
+
+    /// The map from addresses to objects.
+    pub(super) fn map(self) -> &'static str {
+        match self {
+            Self::Download => "aos_cin4",
+            Self::Upload => "aos_cout4",
+            Self::DownloadLimit => "aos_qin4",
+            Self::UploadLimit => "aos_qout4",
+        }
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Download => "in_",
+            Self::Upload => "out_",
+            Self::DownloadLimit => "qin_",
+            Self::UploadLimit => "qout_",
+        }
+    }
+
+    /// Type of the objects.
+    pub(super) fn kind(self) -> u32 {
+        match self {
+            Self::Download | Self::Upload => object::COUNTER,
+            Self::DownloadLimit | Self::UploadLimit => object::QUOTA,
+        }
+    }
+
+    /// Name of the object of an instance; its id is a plain name.
+    pub(super) fn object(self, id: &InstanceId) -> String {
+        format!("{}{id}", self.prefix())
+    }
+
+    /// The instance to which an object of this name belongs.
+    pub(super) fn owner(self, object: &str) -> Option<InstanceId> {
+        object.strip_prefix(self.prefix()).map(InstanceId::new)
+    }
+}
+
+/// Whether an object in our table is ours.
+pub(super) fn is_ours(kind: u32, object: &str) -> bool {
+    object.starts_with(PREFIX)
+        || Gauge::ALL.iter().any(|gauge| gauge.kind() == kind && gauge.owner(object).is_some())
+}
+
+/// The counters of one instance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Meter {
+    pub(super) address: Ipv4Addr,
+    pub(super) limits: Limits,
+    /// What is known of the counters: at first the value with which they begin.
+    pub(super) volume: Volume,
+}
+
+/// Bytes per period that are let through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Limits {
+    pub(super) download_bytes: Option<u64>,
+    pub(super) upload_bytes: Option<u64>,
+}
+
+impl Meter {
+    /// What of a kind there is: the bytes used, and for a quota those allowed.
+    fn part(&self, gauge: Gauge) -> Option<(u64, u64)> {
+        let Volume { download_bytes, upload_bytes } = self.volume;
+        match gauge {
+            Gauge::Download => Some((download_bytes, 0)),
+            Gauge::Upload => Some((upload_bytes, 0)),
+            Gauge::DownloadLimit => Some((download_bytes, self.limits.download_bytes?)),
+            Gauge::UploadLimit => Some((upload_bytes, self.limits.upload_bytes?)),
+        }
+    }
+
+    /// Has the same objects and keys.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        (self.address, self.limits) == (other.address, other.limits)
+    }
+
+    pub(super) fn has(&self, gauge: Gauge) -> bool {
+        self.part(gauge).is_some()
+    }
+}
+
+/// Adds the objects and mappings of some instances.
+pub(super) fn add<'a>(
+    batch: &mut Messages,
+    meters: impl Iterator<Item = (&'a InstanceId, &'a Meter)> + Clone,
+) {
+    for gauge in Gauge::ALL {
+        let mut mappings: Vec<([u8; 4], String)> = Vec::new();
+        for (id, meter) in meters.clone() {
+            let Some((used, limit)) = meter.part(gauge) else { continue };
+            let name = gauge.object(id);
+            match gauge.kind() {
+                object::COUNTER => nft::new_counter(batch, TABLE, &name, used),
+                _ => nft::new_quota(batch, TABLE, &name, limit, used),
+            }
+            mappings.push((meter.address.octets(), name));
+        }
+        for portion in mappings.chunks(MAPPINGS_PER_MESSAGE) {
+            let pairs = portion.iter().map(|(key, name)| (key.as_slice(), name.as_str()));
+            nft::new_mappings(batch, TABLE, gauge.map(), pairs);
+        }
+    }
+}
+
+/// Removes the mappings and objects of some instances.
+pub(super) fn remove<'a>(
+    batch: &mut Messages,
+    meters: impl Iterator<Item = (&'a InstanceId, &'a Meter)> + Clone,
+) {
+    for gauge in Gauge::ALL {
+        let having = meters.clone().filter(|(_, meter)| meter.has(gauge));
+        let keys: Vec<[u8; 4]> = having.clone().map(|(_, meter)| meter.address.octets()).collect();
+        for portion in keys.chunks(MAPPINGS_PER_MESSAGE) {
+            let keys = portion.iter().map(<[u8; 4]>::as_slice);
+            nft::delete_elements(batch, TABLE, gauge.map(), keys);
+        }
+        for (id, _) in having {
+            nft::delete_object(batch, TABLE, gauge.kind(), &gauge.object(id));
+        }
+    }
+}
+
+/// Adds sets, maps, counters of the node and the chains, with set numbers from `id` on.
+pub(super) fn install(batch: &mut Messages, id: u32, local: &LocalNetworks, node: Volume) {
+    install_sets(batch, id, local);
+    let values = [node.download_bytes, node.upload_bytes];
+    for (name, bytes) in NODE_COUNTERS.into_iter().zip(values) {
+        nft::new_counter(batch, TABLE, name, bytes);
+    }
+    nft::new_counter(batch, TABLE, DENIED, 0);
+    for (name, number) in [
+        (CHAIN_FORWARD, nft::HOOK_FORWARD),
+        (CHAIN_INPUT, nft::HOOK_INPUT),
+        (CHAIN_OUTPUT, nft::HOOK_OUTPUT),
+    ] {
+        let hook = Hook { kind: "filter", number, priority: PRIORITY };
+        nft::new_chain(batch, TABLE, name, Some(&hook));
+    }
+    install_rules(batch);
+}
+
+fn install_sets(batch: &mut Messages, id: u32, local: &LocalNetworks) {
+    let new = |batch: &mut Messages, name, id, (key_type, key_bytes), content| {
+        nft::new_set(batch, TABLE, &NewSet { name, key_type, key_bytes, id, content });
+    };
+    let (v4, v6) = ((nft::TYPE_IPV4, 4), (nft::TYPE_IPV6, 16));
+    new(batch, LOCAL4, id, v4, Content::Intervals);
+    new(batch, LOCAL6, id + 1, v6, Content::Intervals);
+    for (gauge, id) in Gauge::ALL.into_iter().zip(id + 2..) {
+        new(batch, gauge.map(), id, v4, Content::Objects(gauge.kind()));
+    }
+    for (set, intervals) in [(LOCAL4, &local.v4), (LOCAL6, &local.v6)] {
+        if !intervals.is_empty() {
+            nft::new_intervals(batch, TABLE, set, intervals);
+        }
+    }
+}
+
+fn install_rules(batch: &mut Messages) {
+    fn incoming<'p, 'a, 'b>(p: &'p mut Program<'a, 'b>) -> &'p mut Program<'a, 'b> {
+        p.ipv4().source().not_in_set(LOCAL4).destination()
+    }
+    fn outgoing<'p, 'a, 'b>(p: &'p mut Program<'a, 'b>) -> &'p mut Program<'a, 'b> {
+        p.ipv4().destination().not_in_set(LOCAL4).source()
+    }
+    let chain = CHAIN_FORWARD;
+    append_rule(batch, chain, |p| incoming(p).count_in(Gauge::DownloadLimit.map()).drop());
+    append_rule(batch, chain, |p| outgoing(p).count_in(Gauge::UploadLimit.map()).drop());
+    append_rule(batch, chain, |p| {
+        incoming(p).count_in(Gauge::Download.map());
+    });
+    append_rule(batch, chain, |p| {
+        outgoing(p).count_in(Gauge::Upload.map());
+    });
+    let [download, upload] = NODE_COUNTERS;
+    append_rule(batch, CHAIN_INPUT, |p| {
+        p.ipv4().source().not_in_set(LOCAL4).count(download);
+    });
+    append_rule(batch, CHAIN_INPUT, |p| {
+        p.ipv6().source6().not_in_set(LOCAL6).count(download);
+    });
+    append_rule(batch, CHAIN_OUTPUT, |p| {
+        p.ipv4().destination().not_in_set(LOCAL4).count(upload);
+    });
+    append_rule(batch, CHAIN_OUTPUT, |p| {
+        p.ipv6().destination6().not_in_set(LOCAL6).count(upload);
+    });
+}
+
+/// First and last address of networks, sorted, without overlaps: the kernel refuses those.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct LocalNetworks {
+    v4: Vec<(Vec<u8>, Vec<u8>)>,
+    v6: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl LocalNetworks {
+    /// From addresses and prefix lengths; those of IPv6 that never lead out are added.
+    pub(super) fn new(networks: &[(IpAddr, u8)]) -> Self {
+        let fixed = LOCAL6_NETWORKS.map(|(address, prefix)| (IpAddr::V6(address), prefix));
+        Self::of(&[networks, &fixed].concat())
+    }
+
+    fn of(networks: &[(IpAddr, u8)]) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (address, prefix) in networks {
+            match address {
+                IpAddr::V4(a) => v4.push(range(a.to_bits().into(), 32, *prefix)),
+                IpAddr::V6(a) => v6.push(range(a.to_bits(), 128, *prefix)),
+            }
+        }
+        Self { v4: merged(v4, 4), v6: merged(v6, 16) }
+    }
+}
+
+fn range(address: u128, bits: u32, prefix: u8) -> (u128, u128) {
+    let host_bits = bits.saturating_sub(u32::from(prefix));
+    let hosts = 1u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
+    (address & !hosts, address | hosts)
+}
+
+fn merged(mut ranges: Vec<(u128, u128)>, key_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(u128, u128)> = Vec::new();
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            // Neighbours become one, too: the end of one interval is the beginning of the next.
+            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
+            _ => merged.push((first, last)),
+        }
+    }
+    let key = |address: u128| address.to_be_bytes()[16 - key_bytes..].to_vec();
+    merged.into_iter().map(|(first, last)| (key(first), key(last))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_become_intervals() {
+        let check = |networks: &[&str], v4: &[(&str, &str)], v6: &[(&str, &str)]| {
+            let networks: Vec<(IpAddr, u8)> = networks
+                .iter()
+                .map(|text| text.split_once('/').unwrap())
+                .map(|(address, prefix)| (address.parse().unwrap(), prefix.parse().unwrap()))
+                .collect();
+            let keys = |pairs: &[(&str, &str)]| -> Vec<(Vec<u8>, Vec<u8>)> {
+                let key = |text: &str| match text.parse().unwrap() {
+                    IpAddr::V4(a) => a.octets().to_vec(),
+                    IpAddr::V6(a) => a.octets().to_vec(),
+                };
+                pairs.iter().map(|(first, last)| (key(first), key(last))).collect()
+            };
+            let expect = LocalNetworks { v4: keys(v4), v6: keys(v6) };
+            assert_eq!(LocalNetworks::of(&networks), expect);
+        };
+        check(&[], &[], &[]);
+        check(&["10.0.0.0/8"], &[("10.0.0.0", "10.255.255.255")], &[]);
+        check(
+            &["172.16.0.0/12", "172.17.0.0/16", "172.32.0.0/16", "10.0.0.1/32"],
+            &[("10.0.0.1", "10.0.0.1"), ("172.16.0.0", "172.32.255.255")],
+            &[],
+        );
+        check(&["0.0.0.0/0"], &[("0.0.0.0", "255.255.255.255")], &[]);
+        let all = ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
+        check(&["::/0", "fe80::/10"], &[], &[all]);
+        check(&["::1/128"], &[], &[("::1", "::1")]);
+    }
+
+    #[test]
+    fn objects_tell_their_owner() {
+        let id = InstanceId::new("in_x");
+        for gauge in Gauge::ALL {
+            assert_eq!(gauge.owner(&gauge.object(&id)), Some(id.clone()));
+        }
+        assert_eq!(Gauge::Download.owner("aos_sys_in"), None);
+    }
+}

@@ -1,0 +1,300 @@
+//! What others do to links, routes and rules, and what the kernel reports by itself: a network whose
+//! bridge was deleted is made again, a VLAN comes as soon as it can, rules that were flushed come
+//! back at once, and core hears of a limit that was reached.
+//!
+//! Runs on the net thread, from its poll. Our own changes are announced, too, and are skipped. If
+//! the kernel had to drop announcements, everything is compared anew.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use log::{debug, error, info, warn};
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use nix::errno::Errno;
+
+use super::accounting::Gauge;
+use super::domain::{Domain, chain};
+use super::error::Error;
+use super::listing::{self, Count};
+use super::rtnl::{self, INSTANCE_INTERFACE, Index, Link};
+use super::rules::TABLE;
+use super::wire::{self, Messages};
+use crate::model::id::{InstanceId, NetworkId};
+use crate::sys::is_errno;
+use crate::sys::netlink::{Family, Netlink};
+
+/// Tokens of the poll, far above those of the name server.
+pub(super) const LINKS: Token = Token(usize::MAX - 1);
+pub(super) const RULES: Token = Token(usize::MAX - 2);
+/// Group of the kernel for nf_tables.
+const RULE_GROUPS: [u32; 1] = [7];
+/// Rules are made anew at once, then no more often than this: others may insist.
+const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+/// Announcements are small; a batch of them is at most this large.
+const RECEIVE_BYTES: usize = 32 * 1024;
+
+/// The sockets on which the kernel announces changes.
+#[derive(Debug)]
+pub(super) struct Notices {
+    links: Netlink,
+    /// `None` = the firewall is switched off.
+    rules: Option<Netlink>,
+    /// Somebody changed our rules.
+    pub(super) rules_changed: bool,
+    rebuild_after: Duration,
+}
+
+impl Notices {
+    /// Begins to listen.
+    pub(super) fn open(registry: &Registry, firewall: bool) -> Result<Self, Error> {
+        let failed = |source| Error::Socket { operation: "listen to announcements", source };
+        let listen = |family, groups: &[u32], token| {
+            let socket = Netlink::for_notices(family, groups)?;
+            registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)?;
+            Ok(socket)
+        };
+        let links = listen(Family::Route, &rtnl::NOTICE_GROUPS, LINKS).map_err(failed)?;
+        let rules = firewall
+            .then(|| listen(Family::Netfilter, &RULE_GROUPS, RULES))
+            .transpose()
+            .map_err(failed)?;
+        Ok(Self { links, rules, rules_changed: false, rebuild_after: Duration::ZERO })
+    }
+
+    /// When rules are to be made anew.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        self.rules_changed.then_some(self.rebuild_after)
+    }
+}
+
+/// What has come in.
+struct Heard<T> {
+    notices: Vec<T>,
+    /// The kernel dropped some.
+    lost: bool,
+}
+
+/// Reads until nothing is left.
+fn hear<T>(
+    socket: &Netlink,
+    mut parse: impl FnMut(&wire::Message<'_>) -> Option<T>,
+) -> io::Result<Heard<T>> {
+    let mut heard = Heard { notices: Vec::new(), lost: false };
+    let mut buffer = [0; RECEIVE_BYTES];
+    loop {
+        match socket.receive(&mut buffer) {
+            Ok(length) => {
+                heard.notices.extend(wire::messages(&buffer[..length]).filter_map(|m| parse(&m)));
+            }
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(heard),
+            Err(err) if is_errno(&err, Errno::ENOBUFS) => heard.lost = true,
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+impl Domain {
+    /// The socket for rules is readable.
+    pub(super) fn hear_rules(&mut self, now: Duration) {
+        let (Some(socket), Some(own)) = (&self.notices.rules, self.firewall.own_port()) else {
+            return;
+        };
+        let foreign = |message: &wire::Message<'_>| {
+            (message.port != own).then(|| listing::parse_notice(message)).flatten()
+        };
+        let heard = match hear(socket, foreign) {
+            Ok(heard) => heard,
+            Err(err) => return error!("cannot hear of firewall changes err={err}"),
+        };
+        let mut limit_reached = false;
+        for notice in heard.notices {
+            match notice {
+                listing::Notice::Deleted { table } if table == TABLE => {
+                    self.notices.rules_changed = true;
+                }
+                listing::Notice::Counted { table, object, count: Count::Quota { limit, .. } }
+                    if table == TABLE =>
+                {
+                    limit_reached |= report_limit(&object, limit);
+                }
+                _ => {}
+            }
+        }
+        if heard.lost {
+            warn!("announcements of firewall changes were lost; making the rules anew");
+            self.notices.rules_changed = true;
+        }
+        if limit_reached {
+            self.store_all_traffic();
+        }
+        self.restore_rules(now);
+    }
+
+    /// Makes the rules anew if somebody changed them.
+    pub(super) fn restore_rules(&mut self, now: Duration) {
+        if !self.notices.rules_changed || now < self.notices.rebuild_after {
+            return;
+        }
+        self.notices.rules_changed = false;
+        self.notices.rebuild_after = now + REBUILD_PAUSE;
+        warn!("firewall rules were changed by somebody else; making them anew");
+        if let Err(err) = self.firewall.rebuild() {
+            error!("cannot install firewall rules err={}", chain(&err));
+            self.notices.rules_changed = true;
+        }
+    }
+
+    /// The socket for links and routes is readable.
+    pub(super) fn hear_links(&mut self) {
+        let heard = match hear(&self.notices.links, rtnl::parse_notice) {
+            Ok(heard) => heard,
+            Err(err) => return error!("cannot hear of link changes err={err}"),
+        };
+        let mut way_out = false;
+        for notice in heard.notices {
+            match notice {
+                rtnl::Notice::LinkGone(index) => self.link_gone(index),
+                rtnl::Notice::Link(link) => {
+                    // The parent of a VLAN that is wanted may be back.
+                    way_out |= link.up && link.name == self.settings.vlan_parent;
+                    self.link_changed(&link);
+                }
+                rtnl::Notice::DefaultRoute => way_out = true,
+            }
+        }
+        if heard.lost {
+            warn!("announcements of link changes were lost; comparing all links");
+            self.compare_links();
+            way_out = true;
+        }
+        if way_out {
+            self.doubt_missing_vlans();
+        }
+        self.raise_doubtful();
+    }
+
+    fn link_gone(&mut self, index: Index) {
+        self.fading_gone(index);
+        for network in self.networks.values_mut() {
+            let Some(standing) = &network.standing else { continue };
+            if standing.index == index || standing.vlan == Some(index) {
+                warn!("link of network is gone; making it anew network={}", network.wanted.id);
+                network.standing = None;
+            }
+        }
+        let wired = |instance: &super::domain::Attached| {
+            instance.wired.as_ref().is_some_and(|wired| wired.veth == index)
+        };
+        if let Some((id, _)) = self.instances.iter().find(|(_, instance)| wired(instance)) {
+            error!("somebody deleted the link of an instance instance={id}");
+        }
+    }
+
+    fn compare_links(&mut self) {
+        match rtnl::links(&mut self.links) {
+            Ok(links) => {
+                let gone: Vec<Index> = self
+                    .known_links()
+                    .into_iter()
+                    .filter(|index| !links.iter().any(|link| link.index == *index))
+                    .collect();
+                gone.into_iter().for_each(|index| self.link_gone(index));
+                links.iter().for_each(|link| self.link_changed(link));
+            }
+            Err(err) => error!("cannot list links err={}", chain(&err)),
+        }
+    }
+
+    /// Another MTU of the parent of a VLAN: frames between nodes must not vanish in it.
+    fn link_changed(&mut self, link: &Link) {
+        let concerned = self.networks.iter().filter_map(|(id, network)| {
+            let standing = network.standing.as_ref()?;
+            (standing.parent == Some(link.index) && standing.mtu != link.mtu).then(|| id.clone())
+        });
+        let concerned: Vec<NetworkId> = concerned.collect();
+        for id in concerned {
+            self.set_mtu(&id, link.mtu);
+        }
+    }
+
+    /// Changes bridge and both ends of all links of its instances.
+    pub(super) fn set_mtu(&mut self, id: &NetworkId, mtu: u32) {
+        let Some(network) = self.networks.get_mut(id) else { return };
+        let Some(standing) = &mut network.standing else { return };
+        info!("network gets another MTU network={id} mtu={mtu}");
+        standing.mtu = mtu;
+        let mut messages = Messages::new();
+        rtnl::set_mtu(&mut messages, standing.index, mtu);
+        for (instance, veth) in self.wired_in(id) {
+            rtnl::set_mtu(&mut messages, veth, mtu);
+            let inside = self.enter(&instance, |channel| {
+                let links = rtnl::links(channel)?;
+                let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
+                let mut messages = Messages::new();
+                link.iter().for_each(|link| rtnl::set_mtu(&mut messages, link.index, mtu));
+                channel.execute(&mut messages)
+            });
+            if let Err(err) = inside.and_then(|result| result) {
+                error!("cannot change MTU of instance instance={instance} err={}", chain(&err));
+            }
+        }
+        if let Err(err) = self.links.execute(&mut messages) {
+            error!("cannot change MTU of network network={id} err={}", chain(&err));
+        }
+    }
+
+    /// Host ends of the links of a network.
+    fn wired_in(&self, network: &NetworkId) -> Vec<(InstanceId, Index)> {
+        let inside = self.instances.iter().filter(|(_, instance)| instance.network == *network);
+        inside
+            .filter_map(|(id, instance)| Some((id.clone(), instance.wired.as_ref()?.veth)))
+            .collect()
+    }
+
+    fn doubt_missing_vlans(&mut self) {
+        let unsupported = self.vlan_unsupported;
+        for network in self.networks.values_mut() {
+            let without = network.standing.as_ref().is_some_and(|s| s.vlan.is_none());
+            if without && network.wanted.wants_vlan() && !unsupported {
+                debug!("looking for a VLAN parent again network={}", network.wanted.id);
+                network.standing = None;
+            }
+        }
+    }
+
+    /// Makes networks anew that do not stand, with the instances that are in them.
+    fn raise_doubtful(&mut self) {
+        let doubtful = self.networks.iter().filter(|(_, network)| network.standing.is_none());
+        let doubtful: Vec<NetworkId> = doubtful.map(|(id, _)| id.clone()).collect();
+        for id in doubtful {
+            let standing = match self.raise_network(&id) {
+                Ok(standing) => standing,
+                Err(err) => {
+                    error!("cannot set up network network={id} err={}", chain(&err));
+                    continue;
+                }
+            };
+            let mut messages = Messages::new();
+            for (_, veth) in self.wired_in(&id) {
+                rtnl::enslave(&mut messages, veth, standing.index);
+                rtnl::set_hairpin(&mut messages, veth);
+            }
+            if let Err(err) = self.links.execute(&mut messages) {
+                error!("cannot put instances back network={id} err={}", chain(&err));
+            }
+        }
+    }
+}
+
+/// Says who has reached a limit; false = the object is no limit of ours.
+fn report_limit(object: &str, limit_bytes: u64) -> bool {
+    for (gauge, direction) in [(Gauge::DownloadLimit, "download"), (Gauge::UploadLimit, "upload")] {
+        if let Some(id) = gauge.owner(object) {
+            warn!("traffic limit reached instance={id} direction={direction} limit={limit_bytes}");
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,223 @@
+//! What counts, what is stopped at a limit, and what is remembered: with real packets.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use super::super::{NetworkSettings, TrafficPeriod};
+use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_settings};
+use crate::model::traffic::{TrafficRow, Volume};
+use crate::ports::{Network, NetworkPlan, TrafficSource};
+use crate::sys::thread::spawn;
+use crate::sys::time::wall_ms;
+
+const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
+const A: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
+const A2: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 3);
+const KIB: usize = 1024;
+/// Headers and acknowledgements add less than a tenth.
+const HEADERS: f64 = 1.1;
+/// Two segments of a connection that is aggregated on its way.
+const SEGMENTS: u64 = 2 * 65_536;
+const HOUR_MS: i64 = 3_600_000;
+
+fn one(rig: &Rig) -> NetworkPlan {
+    rig.plan("net1", NET1.1, "172.17.0.2", 0)
+}
+
+/// Sends bytes over a new connection; how many arrive before it stands still.
+fn send(pair: (TcpStream, TcpStream), bytes: usize) -> usize {
+    let (mut sender, mut receiver) = pair;
+    sender.set_write_timeout(Some(Duration::from_millis(400))).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+    let writer = spawn("writer", move || {
+        // Ends with an error when the other side does not take it any more.
+        let _ = sender.write_all(&vec![7; bytes]);
+        sender
+    });
+    let (mut buffer, mut received) = (vec![0; 64 * KIB], 0);
+    while received < bytes {
+        match receiver.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => received += length,
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
+            Err(err) => panic!("{err}"),
+        }
+    }
+    drop(writer.unwrap().join().unwrap());
+    received
+}
+
+fn upload(rig: &Rig, plan: &NetworkPlan, bytes: usize) -> usize {
+    send(rig.instance(plan).connect(&rig.outside(), OUTSIDE).split(), bytes)
+}
+
+fn download(rig: &Rig, plan: &NetworkPlan, bytes: usize) -> usize {
+    let (client, server) = rig.instance(plan).connect(&rig.outside(), OUTSIDE).split();
+    send((server, client), bytes)
+}
+
+/// Counters of an instance.
+fn counted(rig: &Rig, plan: &NetworkPlan) -> Volume {
+    rig.net.traffic(PATIENCE).unwrap().instance(&plan.id).unwrap_or_default()
+}
+
+/// What is left below a limit can be used; nothing gets beyond it.
+fn stays_below(rig: &Rig, plan: &NetworkPlan, limit: u64) {
+    for _ in 0..2 {
+        if let Some(pair) = rig.try_connect(plan) {
+            let (client, server) = pair.split();
+            let received = send((server, client), 400 * KIB);
+            assert!(u64::try_from(received).unwrap() < limit, "{received}");
+        }
+        let volume = counted(rig, plan);
+        assert!(volume.download_bytes <= limit, "{volume:?}");
+        assert!(volume.download_bytes + SEGMENTS > limit, "{volume:?}");
+    }
+}
+
+fn assert_about(what: u64, payload: usize) {
+    let payload = u64::try_from(payload).unwrap();
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let most = (payload as f64 * HEADERS) as u64 + 2000;
+    assert!(what >= payload && what <= most, "{what} instead of {payload}");
+}
+
+#[test]
+fn traffic_with_the_outside_is_counted() {
+    on_a_host("traffic_counted", |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let a = one(rig);
+        let b = rig.plan("net1", NET1.1, "172.17.0.3", 1);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        assert_eq!(upload(rig, &a, 300 * KIB), 300 * KIB);
+        let volume = counted(rig, &a);
+        assert_about(volume.upload_bytes, 300 * KIB);
+        assert!(volume.download_bytes > 0 && volume.download_bytes < 30_000, "{volume:?}");
+        assert_eq!(download(rig, &a, 200 * KIB), 200 * KIB);
+        assert_about(counted(rig, &a).download_bytes, 200 * KIB);
+        // Neither neighbours nor the node are the outside, and nobody pays for somebody else.
+        let before = counted(rig, &a);
+        let near = rig.instance(&a).connect(&rig.instance(&b), A2).split();
+        assert_eq!(send(near, 100 * KIB), 100 * KIB);
+        assert_eq!(counted(rig, &a), before);
+        assert_eq!(counted(rig, &b), Volume::default());
+        // What it forwards is not the node's; bridges announce themselves to multicast groups.
+        let node = rig.net.traffic(PATIENCE).unwrap().node;
+        assert!(node.download_bytes == 0 && node.upload_bytes < 1000, "{node:?}");
+        let far = rig.node().connect(&rig.outside(), OUTSIDE).split();
+        assert_eq!(send(far, 50 * KIB), 50 * KIB);
+        let node = rig.net.traffic(PATIENCE).unwrap().node;
+        assert_about(node.upload_bytes, 50 * KIB);
+        assert_eq!(counted(rig, &a), before);
+    });
+}
+
+#[test]
+fn limits_cut_off_and_neighbours_stay() {
+    on_a_host("traffic_limits", |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let mut a = one(rig);
+        a.quotas.download_bytes = Some(300_000);
+        let b = rig.plan("net1", NET1.1, "172.17.0.3", 1);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        let received = download(rig, &a, 900 * KIB);
+        assert!(received < 300_000, "{received}");
+        let volume = counted(rig, &a);
+        assert!(volume.download_bytes <= 300_000, "{volume:?}");
+        assert!(volume.download_bytes + SEGMENTS > 300_000, "{volume:?}");
+        // Neighbours, and other instances with the outside.
+        let near = rig.instance(&a).connect(&rig.instance(&b), A2).split();
+        assert_eq!(send(near, 100 * KIB), 100 * KIB);
+        assert_eq!(download(rig, &b, 400 * KIB), 400 * KIB);
+        // Core hears of it at once.
+        let rows = rig.stored_rows(|rows| rows.iter().any(|row| row.bytes > 200_000));
+        assert!(rows.iter().all(|row| row.bytes <= 300_000), "{rows:?}");
+        // A crash loop evades no limit.
+        rig.net.attach(&a).unwrap();
+        assert!(counted(rig, &a).download_bytes + 10_000 > volume.download_bytes);
+        stays_below(rig, &a, 300_000);
+        rig.net.detach(&a.id).unwrap();
+        rig.net.attach(&a).unwrap();
+        stays_below(rig, &a, 300_000);
+        // Neither does a restart of the daemon.
+        rig.restart();
+        rig.update(&[NET1]);
+        rig.net.adopt(&a).unwrap();
+        stays_below(rig, &a, 300_000);
+        // Nor does somebody who deletes the rules.
+        rig.flush_rules();
+        let fresh = rig.plan("net1", NET1.1, "172.17.0.4", 2);
+        rig.net.attach(&fresh).unwrap();
+        stays_below(rig, &a, 300_000);
+        assert!(download(rig, &fresh, 400 * KIB) == 400 * KIB);
+    });
+}
+
+#[test]
+fn a_new_period_opens_what_a_limit_has_closed() {
+    let settings = NetworkSettings { traffic_period: TrafficPeriod::Hour, ..Default::default() };
+    with_settings("traffic_period", settings, |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let mut a = one(rig);
+        a.quotas.download_bytes = Some(100_000);
+        rig.net.attach(&a).unwrap();
+        let received = download(rig, &a, 400 * KIB);
+        assert!(received < 100_000, "{received}");
+        stays_below(rig, &a, 100_000);
+        // The daemon was away while the period ended: its rows are of an hour ago.
+        let rows = rig.stored_rows(|rows| rows.iter().any(|row| row.bytes > 0));
+        assert!(!rows.is_empty());
+        rig.stop();
+        let mut old = rig.rows();
+        for row in &mut old {
+            row.time_ms = wall_ms() - HOUR_MS;
+        }
+        rig.restart_with(old, &[&a]);
+        rig.update(&[NET1]);
+        rig.net.adopt(&a).unwrap();
+        // Nothing but what the other side of the stopped connection tries once more.
+        assert!(counted(rig, &a).download_bytes < 40_000);
+        assert!(download(rig, &a, 50 * KIB) == 50 * KIB);
+        assert!(counted(rig, &a).download_bytes > 50_000);
+        let rows = rig.rows();
+        let node = rows.iter().filter(|row| row.chain.starts_with("AOS_SYSTEM"));
+        assert_eq!(node.filter(|row| row.time_ms > wall_ms() - HOUR_MS).count(), 2, "{rows:?}");
+    });
+}
+
+#[test]
+fn counters_survive_daemon_and_node() {
+    on_a_host("traffic_restart", |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let a = one(rig);
+        rig.net.attach(&a).unwrap();
+        assert_eq!(upload(rig, &a, 200 * KIB), 200 * KIB);
+        let before = counted(rig, &a);
+        // Restart of the daemon: the kernel goes on counting.
+        rig.restart_with(vec![], &[&a]);
+        assert_eq!(upload(rig, &a, 100 * KIB), 100 * KIB);
+        rig.update(&[NET1]);
+        rig.net.adopt(&a).unwrap();
+        let after = counted(rig, &a);
+        assert_about(after.upload_bytes - before.upload_bytes, 100 * KIB);
+        // Restart of the node: nothing is in the kernel, the database knows.
+        rig.net.detach(&a.id).unwrap();
+        let rows = rig.rows();
+        rig.stop();
+        rig.flush_rules();
+        let foreign = TrafficRow { chain: "AOS_1_IN".into(), time_ms: wall_ms(), bytes: 1 };
+        rig.restart_with([rows, vec![foreign]].concat(), &[&a]);
+        rig.update(&[NET1]);
+        rig.net.attach(&a).unwrap();
+        assert_eq!(counted(rig, &a), after);
+        assert_eq!(rig.gone(), ["AOS_1_IN".into()]);
+        assert_eq!(rig.instance(&a).reaches(&rig.node(), [172, 17, 0, 1].into()).unwrap(), A);
+    });
+}
