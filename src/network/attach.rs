@@ -169,8 +169,8 @@ impl Domain {
     fn remember(&mut self, attachment: Attachment, wired: Option<Wired>) {
         let Attachment { id, network, names, dns_servers, etc_dir, .. } = attachment;
         if let Some(wired) = &wired {
-            let (names, servers) = (names.clone(), dns_servers.clone());
-            self.dns.add(&network, &id, Record { address: wired.address, names, servers });
+            let record = Record { address: wired.address, servers: dns_servers.clone() };
+            self.dns.add(&network, &id, &names, record);
         }
         self.instances.insert(id, Attached { network, wired, names, dns_servers, etc_dir });
     }
@@ -521,7 +521,9 @@ impl Domain {
         let rules = match wired {
             Some(wired) => {
                 self.take_traffic_of(std::slice::from_ref(id));
-                self.firewall.remove(&wired.share)
+                let removed = self.firewall.remove(&wired.share);
+                self.firewall.forget_flows(wired.address);
+                removed
             }
             None => Ok(()),
         };

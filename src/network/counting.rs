@@ -77,7 +77,7 @@ impl Domain {
         let now = monotonic();
         for id in ids {
             if let Some(volume) = self.firewall.volume(id) {
-                self.ledger.count(&Owner::Instance(id.clone()), volume, now);
+                self.ledger.count(Owner::Instance(id.clone()), volume, now);
             }
         }
         let rows = self.ledger.all_rows();
@@ -104,9 +104,9 @@ impl Domain {
 
     fn note_traffic(&mut self, now: Duration) {
         let traffic = self.firewall.traffic();
-        self.ledger.count(&Owner::Node, traffic.node, now);
+        self.ledger.count(Owner::Node, traffic.node, now);
         for (id, volume) in traffic.instances {
-            self.ledger.count(&Owner::Instance(id), volume, now);
+            self.ledger.count(Owner::Instance(id), volume, now);
         }
     }
 

@@ -57,16 +57,14 @@ struct Zone {
     socket: UdpSocket,
     token: Token,
     records: BTreeMap<InstanceId, Record>,
-    /// Lower-case name to address, all instances.
-    names: BTreeMap<String, Ipv4Addr>,
+    /// Lower-case name, without the domain of the network, to address, of all instances.
+    names: BTreeMap<Box<str>, Ipv4Addr>,
 }
 
 /// Names of one instance.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Record {
     pub(super) address: Ipv4Addr,
-    /// As `names::of_instance` gives them.
-    pub(super) names: Vec<String>,
     /// Servers that the CM named for it.
     pub(super) servers: Vec<IpAddr>,
 }
@@ -142,18 +140,31 @@ impl Dns {
         self.zones.get(id).map(|zone| zone.address)
     }
 
-    pub(super) fn add(&mut self, network: &NetworkId, id: &InstanceId, record: Record) {
-        if let Some(zone) = self.zones.get_mut(network) {
-            zone.records.insert(id.clone(), record);
-            zone.index(network);
+    /// Makes an instance known under its id and these names, as `names::of_instance` gives them.
+    pub(super) fn add(
+        &mut self,
+        network: &NetworkId,
+        id: &InstanceId,
+        names: &[String],
+        record: Record,
+    ) {
+        self.remove(network, id);
+        let Some(zone) = self.zones.get_mut(network) else { return };
+        let domain = network.as_str().to_ascii_lowercase();
+        for name in names.iter().map(String::as_str).chain([id.as_str()]) {
+            let name = name.to_ascii_lowercase();
+            let short = strip_domain(&name, &domain).unwrap_or(&name);
+            zone.names.insert(short.into(), record.address);
         }
+        zone.records.insert(id.clone(), record);
     }
 
     pub(super) fn remove(&mut self, network: &NetworkId, id: &InstanceId) {
         if let Some(zone) = self.zones.get_mut(network)
-            && zone.records.remove(id).is_some()
+            && let Some(record) = zone.records.remove(id)
         {
-            zone.index(network);
+            // Addresses are unique in a network.
+            zone.names.retain(|_, address| *address != record.address);
         }
     }
 
@@ -213,13 +224,13 @@ impl Dns {
     /// Own network, then the domain of another network of this node, then addresses.
     fn find(&self, id: &NetworkId, query: &Query<'_>) -> Found {
         let name = query.name.as_str();
-        let in_domain = |(network, _): &(&NetworkId, &Zone)| {
+        let domain = self.zones.iter().find_map(|(network, zone)| {
             let domain = network.as_str().to_ascii_lowercase();
-            name.strip_suffix(&domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        };
-        let domain = self.zones.iter().find(in_domain);
+            Some((zone, strip_domain(name, &domain)?.to_owned()))
+        });
         let own = self.zones.get(id).and_then(|zone| zone.names.get(name));
-        if let Some(address) = own.or(domain.and_then(|(_, zone)| zone.names.get(name))) {
+        let qualified = domain.as_ref().and_then(|(zone, short)| zone.names.get(short.as_str()));
+        if let Some(address) = own.or(qualified) {
             let wanted = query.kind == packet::TYPE_A;
             return Found::Here(wanted.then_some(Answer::Address(*address)));
         }
@@ -383,7 +394,7 @@ impl Dns {
     fn answer_without_servers(&self, pending: &Pending) {
         let Ok(query) = packet::parse(&pending.query) else { return };
         let mut zones = self.zones.values();
-        let address = zones.find_map(|zone| zone.names.get(&query.name).copied());
+        let address = zones.find_map(|zone| zone.names.get(query.name.as_str()).copied());
         let response = match address {
             Some(address) => {
                 let wanted = query.kind == packet::TYPE_A;
@@ -398,21 +409,10 @@ impl Dns {
     }
 }
 
-impl Zone {
-    fn index(&mut self, network: &NetworkId) {
-        self.names.clear();
-        for (id, record) in &self.records {
-            let short = record.names.iter().filter(|name| !name.contains('.'));
-            let qualified = short
-                .chain([&id.as_str().to_owned()])
-                .map(|name| format!("{name}.{network}"))
-                .collect::<Vec<_>>();
-            let all = record.names.iter().map(String::as_str).chain([id.as_str()]);
-            for name in all.chain(qualified.iter().map(String::as_str)) {
-                self.names.insert(name.to_ascii_lowercase(), record.address);
-            }
-        }
-    }
+/// What stands before the domain; the domain itself is an empty name in it.
+fn strip_domain<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
+    let rest = name.strip_suffix(domain)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_suffix('.') }
 }
 
 /// A socket that hears only what comes over the bridge.

@@ -6,6 +6,7 @@
 //! drops what nobody claimed. Foreign tables, chains and rules are never touched.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use log::{debug, warn};
@@ -13,6 +14,7 @@ use nix::errno::Errno;
 
 use super::accounting::{self, Gauge, Limits, Meter};
 use super::channel::Channel;
+use super::conntrack;
 use super::domain::chain;
 use super::error::{Error, Refusal};
 use super::listing::{self, Afterwards, Count};
@@ -28,6 +30,8 @@ const KEYS_PER_MESSAGE: usize = 256;
 /// Pauses before a commit that collided with another one is repeated.
 const RETRY_PAUSES: [Duration; 3] =
     [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(25)];
+/// How often a list is read that shows something new each time.
+const MAX_LISTS: u32 = 8;
 /// What a kernel without it lacks.
 const FEATURE: &str = "nf_tables with nat, masquerade and conntrack";
 
@@ -180,6 +184,16 @@ impl Firewall {
         Ok(())
     }
 
+    /// Lets nothing of the connections of an address reach its next owner.
+    pub(super) fn forget_flows(&mut self, address: Ipv4Addr) {
+        let Some(channel) = &mut self.channel else { return };
+        let mut messages = Messages::new();
+        conntrack::forget(&mut messages, address);
+        if let Err(err) = channel.execute(&mut messages) {
+            debug!("connections of a former address are not forgotten err={}", chain(&err));
+        }
+    }
+
     fn note(&mut self, object: &str, count: Count) {
         let Count::Counter { bytes } = count else { return };
         let [node_download, node_upload] = accounting::NODE_COUNTERS;
@@ -266,7 +280,9 @@ impl Firewall {
     }
 
     fn mirror(&mut self, added: &Share, removed: &Share) {
-        self.entries.retain(|entry| !removed.entries.contains(entry));
+        for entry in &removed.entries {
+            self.entries.remove(entry);
+        }
         self.entries.extend(added.entries.iter().cloned());
         for (id, _) in &removed.meters {
             self.meters.remove(id);
@@ -282,7 +298,9 @@ impl Firewall {
         self.mirror(added, removed);
         let rebuilt = self.rebuild();
         if rebuilt.is_err() {
-            self.entries.retain(|entry| !added.entries.contains(entry));
+            for entry in &added.entries {
+                self.entries.remove(entry);
+            }
             for (id, _) in &added.meters {
                 self.meters.remove(id);
             }
@@ -313,15 +331,22 @@ fn lacking_parts(error: Error) -> Error {
     }
 }
 
-/// The entries of our sets in the kernel.
+/// The entries of our sets in the kernel. A list of a set that the kernel enlarges at that moment
+/// lacks some without any sign of it, so lists are read until they hold nothing new.
 fn left_entries(channel: &mut Channel) -> Result<BTreeSet<Entry>, Error> {
     let mut entries = BTreeSet::new();
     for (name, key_bytes) in list(channel, &mut listing::list_sets(TABLE), listing::parse_set)? {
         let known = Set::ALL.into_iter().find(|set| set.name() == name);
         let Some(set) = known.filter(|set| set.key().1 == key_bytes) else { continue };
         let mut request = listing::list_elements(TABLE, set.name());
-        for found in list(channel, &mut request, listing::parse_elements)?.iter().flatten() {
-            entries.extend(Key::from_slice(&found.key).ok().map(|key| (set, key)));
+        for _ in 0..MAX_LISTS {
+            let before = entries.len();
+            for found in list(channel, &mut request, listing::parse_elements)?.iter().flatten() {
+                entries.extend(Key::from_slice(&found.key).ok().map(|key| (set, key)));
+            }
+            if entries.len() == before {
+                break;
+            }
         }
     }
     Ok(entries)

@@ -1,20 +1,23 @@
 //! Networks of the node and of its instances: bridges, namespaces, addresses, rules, names.
 //!
 //! The thread `net` owns everything on the host that has to do with networks and is the only one
-//! that enters namespaces. In: `NetRequest`s through `NetHandle`. Out: one-slot replies to exec
-//! jobs, `Event::NetworksUpdated` to core, and answers to the name queries of instances. All kernel changes go over netlink from this process;
-//! no program is ever started. What stands in the kernel is recognised by aliases and by the
-//! prefix `aos_`, so that nothing foreign is touched and a crash leaves nothing unknown.
+//! that enters namespaces. In: `NetRequest`s through `NetHandle`, announcements of the kernel, jumps
+//! of the wall clock, name queries of instances. Out: one-slot replies to exec jobs and monitor, and
+//! to core `Event::NetworksUpdated` and `Event::Traffic`. All kernel changes go over netlink from
+//! this process; no program is ever started. What stands in the kernel is recognised by aliases and
+//! by the prefix `aos_`, so that nothing foreign is touched and a crash leaves nothing unknown.
 //!
 //! Reading order: `settings`, `plan` (checks), `domain` (state), `bridge` (networks), `attach`
-//! (instances), `names`, `dns`, `firewall` with `rules`,
-//! `shaping`, then the encodings `rtnl`, `nft`, `wire` and the
-//! socket `channel`. Not here: the decision what is attached when (core, exec jobs).
+//! (instances), `counting` with `traffic` (volumes), `notices` (what others do), `names`, `dns` with
+//! `packet`, `firewall` with `rules`, `accounting` and `conntrack`, `shaping`, then the encodings
+//! `rtnl`, `nft`, `listing`, `wire` and the socket `channel`. Not here: the decision what is attached
+//! when (core, exec jobs).
 
 mod accounting;
 mod attach;
 mod bridge;
 mod channel;
+mod conntrack;
 mod counting;
 mod dns;
 mod domain;

@@ -106,7 +106,8 @@ struct Counter {
 pub(super) struct Ledger {
     period: TrafficPeriod,
     store_period: Duration,
-    counters: BTreeMap<Box<str>, Counter>,
+    /// Download and upload of each.
+    counters: BTreeMap<Owner, [Counter; 2]>,
     /// Wall time at which the counters were valid last; 0 = never.
     valid_ms: i64,
     /// Nobody takes rows if there is no database.
@@ -135,31 +136,33 @@ impl Ledger {
     pub(super) fn restore(&mut self, rows: Vec<TrafficRow>, known: &[InstanceId]) {
         self.stores = true;
         let instances = known.iter().map(|id| Owner::Instance(id.clone()));
-        let names: Vec<Box<str>> =
-            instances.chain([Owner::Node]).flat_map(|owner| owner.chains()).collect();
+        let mut owners: BTreeMap<Box<str>, (Owner, usize)> = BTreeMap::new();
+        for owner in instances.chain([Owner::Node]) {
+            let chains = owner.chains().into_iter().enumerate();
+            owners.extend(chains.map(|(at, chain)| (chain, (owner.clone(), at))));
+        }
         for TrafficRow { chain, time_ms, bytes } in rows {
-            if !names.contains(&chain) {
+            let Some((owner, at)) = owners.remove(&chain) else {
                 self.gone.push(chain);
                 continue;
-            }
+            };
             self.valid_ms = self.valid_ms.max(time_ms);
-            let counter = Counter { bytes, stored: Some(bytes), differs_since: None };
-            self.counters.insert(chain, counter);
+            self.counters.entry(owner).or_default()[at] =
+                Counter { bytes, stored: Some(bytes), differs_since: None };
         }
     }
 
     /// What is known of somebody.
     pub(super) fn volume(&self, owner: &Owner) -> Volume {
-        let [download, upload] = owner.chains();
-        let bytes = |chain| self.counters.get(chain).map_or(0, |counter| counter.bytes);
-        Volume { download_bytes: bytes(&download), upload_bytes: bytes(&upload) }
+        let [download, upload] = self.counters.get(owner).copied().unwrap_or_default();
+        Volume { download_bytes: download.bytes, upload_bytes: upload.bytes }
     }
 
     /// Takes values that the kernel counted in the present period.
-    pub(super) fn count(&mut self, owner: &Owner, volume: Volume, now: Duration) {
-        let [download, upload] = owner.chains();
-        for (chain, bytes) in [(download, volume.download_bytes), (upload, volume.upload_bytes)] {
-            let counter = self.counters.entry(chain).or_default();
+    pub(super) fn count(&mut self, owner: Owner, volume: Volume, now: Duration) {
+        let counters = self.counters.entry(owner).or_default();
+        let values = [volume.download_bytes, volume.upload_bytes];
+        for (counter, bytes) in counters.iter_mut().zip(values) {
             counter.bytes = bytes;
             if counter.stored == Some(bytes) {
                 counter.differs_since = None;
@@ -181,13 +184,13 @@ impl Ledger {
         let ended = self.valid_ms >= PLAUSIBLE_MS && present > last;
         self.valid_ms = wall_ms;
         if ended {
-            for counter in self.counters.values_mut() {
+            for counter in self.counters.values_mut().flatten() {
                 counter.bytes = 0;
                 counter.differs_since = Some(now);
             }
             // These tell the period, whatever their value.
-            for chain in Owner::Node.chains() {
-                self.counters.entry(chain).or_default().stored = None;
+            for counter in self.counters.entry(Owner::Node).or_default() {
+                counter.stored = None;
             }
         }
         ended
@@ -221,12 +224,16 @@ impl Ledger {
             return Vec::new();
         }
         let mut rows = Vec::new();
-        for (chain, counter) in &mut self.counters {
-            if counter.stored != Some(counter.bytes) && worth(counter) {
+        for (owner, counters) in &mut self.counters {
+            for (at, counter) in counters.iter_mut().enumerate() {
+                if counter.stored == Some(counter.bytes) || !worth(counter) {
+                    continue;
+                }
                 counter.stored = Some(counter.bytes);
                 counter.differs_since = None;
-                let (chain, time_ms) = (chain.clone(), self.valid_ms);
-                rows.push(TrafficRow { chain, time_ms, bytes: counter.bytes });
+                let [download, upload] = owner.chains();
+                let chain = if at == 0 { download } else { upload };
+                rows.push(TrafficRow { chain, time_ms: self.valid_ms, bytes: counter.bytes });
             }
         }
         rows
@@ -315,7 +322,7 @@ mod tests {
         assert!(!ledger.advance(NOON + 1, at(1)));
         assert!(ledger.due_rows(at(1)).is_empty());
         assert_eq!(ledger.next_deadline(), at(61));
-        ledger.count(&Owner::Node, volume(6, 6 + WORTH_STORING_BYTES), at(2));
+        ledger.count(Owner::Node, volume(6, 6 + WORTH_STORING_BYTES), at(2));
         assert_eq!(
             ledger.due_rows(at(61)),
             [row("AOS_SYSTEM_OUT", NOON + 1, 6 + WORTH_STORING_BYTES)]
@@ -326,9 +333,9 @@ mod tests {
         assert_eq!(ledger.due_rows(late), [row("AOS_SYSTEM_IN", NOON + 1, 6)]);
         // A new counter gets its row at once: it tells the period.
         let late = late + at(60);
-        ledger.count(&instance(), Volume::default(), late);
+        ledger.count(instance(), Volume::default(), late);
         assert_eq!(ledger.due_rows(late).len(), 2);
-        ledger.count(&instance(), volume(1, 0), late);
+        ledger.count(instance(), volume(1, 0), late);
         assert_eq!(ledger.all_rows().len(), 1);
         assert!(ledger.all_rows().is_empty());
     }
@@ -336,7 +343,7 @@ mod tests {
     #[test]
     fn without_a_database_nothing_goes_out() {
         let mut ledger = Ledger::new(TrafficPeriod::Day, at(60));
-        ledger.count(&Owner::Node, volume(1, 1), at(1));
+        ledger.count(Owner::Node, volume(1, 1), at(1));
         assert!(ledger.all_rows().is_empty() && ledger.due_rows(at(1000)).is_empty());
     }
 
@@ -353,7 +360,7 @@ mod tests {
         assert!(!ledger.advance(NOON + 13 * HOUR_MS, at(4)));
         // The first value of all begins a period and ends none.
         let mut fresh = Ledger::new(TrafficPeriod::Minute, at(60));
-        fresh.count(&Owner::Node, volume(5, 6), at(1));
+        fresh.count(Owner::Node, volume(5, 6), at(1));
         assert!(!fresh.advance(NOON, at(2)) && fresh.advance(NOON + MINUTE_MS, at(62)));
     }
 }

@@ -16,6 +16,14 @@ pub fn limit() -> io::Result<()> {
     default_stack(super::thread::STACK_BYTES)
 }
 
+/// Bytes that are allocated at the moment, in all arenas. For measurements.
+#[cfg(target_env = "gnu")]
+pub fn live_bytes() -> usize {
+    // SAFETY: mallinfo2 has no arguments and only reads the books of the allocator.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
+
 #[cfg(target_env = "gnu")]
 unsafe extern "C" {
     fn pthread_setattr_default_np(attr: *const libc::pthread_attr_t) -> libc::c_int;
@@ -53,5 +61,13 @@ mod tests {
     #[test]
     fn the_c_library_takes_the_limits() {
         super::limit().unwrap();
+    }
+
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn live_memory_is_counted() {
+        let before = super::live_bytes();
+        let held = vec![1u8; 8 << 20];
+        assert!(super::live_bytes() > before + held.len() / 2);
     }
 }

@@ -37,11 +37,62 @@ pub(crate) fn in_own_process_with(name: &str, env: &[(&str, &Path)], body: impl 
     }
 }
 
+/// From here on the calling thread, and what it starts, cannot make a process or run a program: the
+/// kernel ends this process if it tries to.
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) fn forbid_processes() {
+    let step =
+        |code: u32, k: u32, jump: u8| libc::sock_filter { code: code as u16, jt: jump, jf: 0, k };
+    let mut forbidden =
+        vec![libc::SYS_clone, libc::SYS_clone3, libc::SYS_execve, libc::SYS_execveat];
+    #[cfg(target_arch = "x86_64")]
+    forbidden.extend([libc::SYS_fork, libc::SYS_vfork]);
+    // The number of the call is the first word of what the program sees.
+    let mut program = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    for (left, call) in (1u8..).zip(&forbidden).map(|(at, call)| (forbidden.len() as u8 - at, call))
+    {
+        let number = u32::try_from(*call).unwrap();
+        program.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, left + 1));
+    }
+    program.push(step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0));
+    program.push(step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_KILL_PROCESS, 0));
+    let length = u16::try_from(program.len()).unwrap();
+    let program = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    // SAFETY: the call has numbers as arguments only.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    let mode = libc::SECCOMP_MODE_FILTER;
+    // SAFETY: `program` and the instructions it points to live until the call returns.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) }, 0);
+}
+
 /// Waits for a state of the kernel that nothing announces.
 pub(crate) fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
     let end = monotonic() + PATIENCE;
     while !reached() {
         assert!(monotonic() < end, "{what} does not happen");
         std::thread::yield_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    const NAME: &str = "sys::testing::tests::forbidden_processes_are_not_made";
+    const FORBID: &str = "AOS_TEST_FORBID";
+
+    #[test]
+    fn forbidden_processes_are_not_made() {
+        if std::env::var_os(FORBID).is_some() {
+            forbid_processes();
+            let _ = Command::new("true").status();
+            return;
+        }
+        let mut alone = Command::new(std::env::current_exe().unwrap());
+        alone.args(["--exact", NAME]).env(FORBID, "1").stdout(Stdio::null());
+        let status = alone.spawn().unwrap().wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}");
     }
 }

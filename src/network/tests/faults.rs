@@ -150,6 +150,29 @@ fn what_others_delete_comes_back() {
     });
 }
 
+/// One transaction that is larger than what a socket sends by itself.
+#[test]
+fn many_rules_are_made_anew_at_once() {
+    on_a_host("faults_many_rules", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let instances: u8 = 100;
+        for number in 1..=instances {
+            let ip = format!("172.17.1.{number}");
+            let mut plan = rig.plan("net1", NET1.1, &ip, number.into());
+            plan.exposed_ports = vec!["1001-2024/tcp".to_owned()];
+            rig.net.attach(&plan).unwrap();
+        }
+        let ports = usize::from(instances) * 1024;
+        // A list that is read while the kernel enlarges the set lacks some.
+        wait_until("all rules", || rig.keys(Set::Exposed) == ports);
+        rig.flush_rules();
+        wait_until("rules anew", || rig.keys(Set::Exposed) == ports);
+        rig.restart();
+        assert_eq!(rig.net.survey().len(), usize::from(instances));
+        wait_until("all rules after a restart", || rig.keys(Set::Exposed) == ports);
+    });
+}
+
 /// The table may be there already with a policy of drop, and other tables, too.
 #[test]
 fn rules_stand_beside_those_of_the_os() {

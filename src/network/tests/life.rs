@@ -40,6 +40,57 @@ fn nothing_is_left_after_detach() {
     });
 }
 
+/// The net thread of all these tests ends the process if it runs a program or forks, see `rig`;
+/// here it is shown that it does so, and that it need not.
+#[test]
+fn no_process_is_made_while_sixteen_instances_come_and_go() {
+    on_a_host("life_no_processes", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let plans: Vec<NetworkPlan> = (0..16)
+            .map(|number| rig.plan("net1", NET1.1, &format!("172.17.1.{}", number + 1), number))
+            .collect();
+        std::thread::scope(|scope| {
+            let net = &rig.net;
+            for plan in &plans {
+                scope.spawn(move || net.attach(plan).unwrap());
+            }
+        });
+        assert_eq!(rig.keys(Set::Instances), 16);
+        let [first, last] = [&plans[0], &plans[15]];
+        let address = Ipv4Addr::new(172, 17, 1, 16);
+        assert!(rig.instance(first).reaches(&rig.instance(last), address).is_ok());
+        std::thread::scope(|scope| {
+            let net = &rig.net;
+            for plan in &plans {
+                scope.spawn(move || net.detach(&plan.id).unwrap());
+            }
+        });
+        assert_eq!(rig.keys(Set::Instances), 0);
+        rig.wait_for_links(&["br-net1"]);
+    });
+}
+
+#[test]
+fn one_bad_instance_does_not_stop_those_that_come_with_it() {
+    on_a_host("life_bad_in_batch", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let plans: Vec<NetworkPlan> = (0..32)
+            .map(|number| rig.plan("net1", NET1.1, &format!("172.17.1.{}", number / 2 + 1), number))
+            .collect();
+        let results: Vec<bool> = std::thread::scope(|scope| {
+            let net = &rig.net;
+            let asks: Vec<_> =
+                plans.iter().map(|plan| scope.spawn(move || net.attach(plan).is_ok())).collect();
+            asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+        });
+        // Two want each address; one of them gets it.
+        for pair in results.chunks(2) {
+            assert_eq!(pair.iter().filter(|attached| **attached).count(), 1, "{results:?}");
+        }
+        assert_eq!((rig.keys(Set::Instances), rig.namespaces().len()), (16, 16));
+    });
+}
+
 #[test]
 fn attach_replaces_what_is_there() {
     on_a_host("life_replace", |rig: &mut Rig| {

@@ -26,6 +26,7 @@ use crate::ports::{Network, NetworkPlan};
 use crate::sys::mount::{isolate, tmpfs};
 use crate::sys::netlink::{Family, Netlink};
 use crate::sys::netns::HostNs;
+use crate::sys::testing::forbid_processes;
 use crate::sys::thread::spawn_sized;
 use crate::sys::time::monotonic;
 
@@ -373,7 +374,12 @@ fn start(
     let (mut thread, net) = NetThread::new(settings).unwrap();
     thread.restore(rows, known);
     let (sender, events) = bounded(1024);
-    let thread = spawn_sized("net", 256 * 1024, move || thread.run(sender)).unwrap();
+    let thread = spawn_sized("net", 256 * 1024, move || {
+        // True in every test: no program is ever run for networks.
+        forbid_processes();
+        thread.run(sender);
+    })
+    .unwrap();
     (net, events, thread)
 }
 
@@ -418,6 +424,12 @@ impl Peer<'_> {
             SocketAddr::V4(seen) => Ok(*seen.ip()),
             SocketAddr::V6(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
         }
+    }
+
+    /// Connects to what somebody listens at.
+    pub(super) fn open(&self, address: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
+        let socket = SocketAddr::from((address, port));
+        self.inside(|| TcpStream::connect_timeout(&socket, PATIENCE))
     }
 
     /// No connection comes about.

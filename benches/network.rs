@@ -1,0 +1,360 @@
+//! What the network part of an instance costs: attach and detach, many at once, name answers,
+//! counters, memory of the name server, and what the rules cost the traffic, compared with bare
+//! links in the same run. Everything happens in namespaces of its own.
+//!
+//!     cargo bench --features sim --bench network [-- FLAGS]
+//!
+//! `--json FILE`, `--rounds N` attaches and detaches (200), `--counted N` instances (256),
+//! `--seconds N` for each transfer (1).
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)] // not the daemon
+#![allow(clippy::cast_precision_loss)]
+#![allow(dead_code)] // the shared part has more than one bench needs
+
+mod unit;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use aos_servicemanager::model::desired::{InstanceNetwork, NetworkParams};
+use aos_servicemanager::model::event::Event;
+use aos_servicemanager::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
+use aos_servicemanager::model::service::Quotas;
+use aos_servicemanager::network::{NetHandle, NetThread, NetworkSettings};
+use aos_servicemanager::ports::{Network, NetworkPlan, TrafficSource};
+use aos_servicemanager::sys::malloc;
+use aos_servicemanager::sys::mount::{isolate, tmpfs};
+use aos_servicemanager::sys::netns::HostNs;
+use crossbeam::channel::{Receiver, bounded};
+use unit::table::{Bar, Table};
+use unit::{Outcome, PATIENCE, args, median, milliseconds, percentile};
+
+/// Attached at once.
+const MANY: u64 = 64;
+/// Names asked for, one after the other.
+const QUERIES: usize = 2000;
+/// How often a transfer is repeated; bare and ruled links take turns.
+const TRANSFERS: usize = 5;
+/// The least share of the bare throughput that the rules leave.
+const LEAST_SHARE: f64 = 0.95;
+const NETWORK: (&str, &str) = ("net1", "172.17.0.0/16");
+const NODE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+/// Not a private address: traffic with it is counted and masqueraded.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+fn main() -> ExitCode {
+    // The rights to namespaces belong to a thread.
+    let result = thread::spawn(|| -> Result<bool, String> {
+        isolate()
+            .and_then(|()| tmpfs(Path::new("/run"), None, 0o755))
+            .map_err(|err| format!("needs CAP_NET_ADMIN and CAP_SYS_ADMIN: {err}"))?;
+        measure().map_err(|err| err.to_string())
+    });
+    match result.join() {
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) => ExitCode::FAILURE,
+        Ok(Err(err)) => {
+            eprintln!("bench failed: {err}");
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn measure() -> Outcome<bool> {
+    ip("link set lo up")?;
+    let mut table = Table::new("network");
+    let host = Place::start(true)?;
+    attach_and_detach(&host, &mut table)?;
+    many_at_once(&host, &mut table)?;
+    names(&host, &mut table)?;
+    counters(&host, &mut table)?;
+    throughput(&host, &mut table)?;
+    host.stop()?;
+    table.finish(args::value("--json")?.as_deref())
+}
+
+/// A net thread and its files.
+struct Place {
+    net: NetHandle,
+    events: Receiver<Event>,
+    thread: JoinHandle<()>,
+    etc: tempfile::TempDir,
+    ns: HostNs,
+}
+
+impl Place {
+    fn start(dns_responder: bool) -> Outcome<Self> {
+        let settings = NetworkSettings { dns_responder, ..NetworkSettings::default() };
+        let (mut thread, net) = NetThread::new(settings)?;
+        thread.restore(vec![], &[]);
+        // As core does, somebody takes what is reported.
+        let (sender, events) = bounded(100_000);
+        let thread = thread::spawn(move || thread.run(sender));
+        let place = Self { net, events, thread, etc: tempfile::tempdir()?, ns: HostNs::open()? };
+        let (id, subnet) = (NetworkId::new(NETWORK.0), NETWORK.1.to_owned());
+        let params = NetworkParams { id, subnet, ip: NODE.to_string(), vlan_id: 0 };
+        place.net.try_update(vec![params]);
+        loop {
+            match place.events.recv_timeout(PATIENCE)? {
+                Event::NetworksUpdated { failed } if failed.is_empty() => return Ok(place),
+                Event::NetworksUpdated { failed } => {
+                    return Err(failed[0].1.message.clone().into());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn stop(self) -> Outcome<()> {
+        self.net.stop();
+        self.thread.join().map_err(|_| "net thread has failed".into())
+    }
+
+    fn plan(&self, number: u64) -> Outcome<NetworkPlan> {
+        let id = InstanceId::new(&format!("00000000-0000-4000-8000-{number:012x}"));
+        let etc_dir = self.etc.path().join(id.as_str());
+        std::fs::create_dir_all(&etc_dir)?;
+        let ip = Ipv4Addr::from_bits(NODE.to_bits() + 1 + u32::try_from(number)?).to_string();
+        Ok(NetworkPlan {
+            id,
+            ident: InstanceIdent {
+                service_id: ServiceId::new("8d9f8e3e-2a51-4c6b-9d2f-0a1b2c3d4e5f"),
+                subject_id: SubjectId::new("1b4ac4d8-c58d-4f8e-b3e2-a510a1b2c3d4"),
+                instance: number,
+            },
+            network_id: NetworkId::new(NETWORK.0),
+            params: InstanceNetwork { subnet: NETWORK.1.into(), ip, ..Default::default() },
+            hostname: format!("host{number}"),
+            hosts: vec![],
+            exposed_ports: vec!["80/tcp".to_owned(), "8080-8087/udp".to_owned()],
+            quotas: Quotas {
+                download_bytes: Some(1 << 50),
+                upload_bytes: Some(1 << 50),
+                ..Quotas::default()
+            },
+            etc_dir,
+        })
+    }
+
+    fn plans(&self, count: u64) -> Outcome<Vec<NetworkPlan>> {
+        (0..count).map(|number| self.plan(number)).collect()
+    }
+
+    fn detach_all(&self, plans: &[NetworkPlan]) -> Outcome<()> {
+        plans.iter().try_for_each(|plan| self.net.detach(&plan.id))?;
+        // The kernel takes links apart in its own time; it is not to disturb the next figure.
+        thread::sleep(Duration::from_secs(2));
+        Ok(())
+    }
+
+    fn enter<T>(&self, plan: &NetworkPlan, act: impl FnOnce() -> T) -> Outcome<T> {
+        Ok(self.ns.enter(plan.id.as_str(), act)?)
+    }
+}
+
+fn ip(arguments: &str) -> Outcome<()> {
+    let status = Command::new("ip").args(arguments.split(' ')).status()?;
+    if status.success() { Ok(()) } else { Err(format!("ip {arguments} failed").into()) }
+}
+
+fn attach_and_detach(host: &Place, table: &mut Table) -> Outcome<()> {
+    let plan = host.plan(0)?;
+    let (mut attach, mut detach) = (Vec::new(), Vec::new());
+    for _ in 0..args::number("--rounds", 200)? {
+        let start = Instant::now();
+        host.net.attach(&plan)?;
+        attach.push(start.elapsed());
+        let start = Instant::now();
+        host.net.detach(&plan.id)?;
+        detach.push(start.elapsed());
+        // Teardown by the kernel belongs to neither.
+        thread::sleep(Duration::from_millis(20));
+    }
+    let bars = (1.5, 3.0);
+    table.judge("attach, p50", "ms", milliseconds(median(&attach)), bars, Bar::Soft);
+    table.judge("attach, p99", "ms", milliseconds(percentile(&attach, 0.99)), bars, Bar::Soft);
+    let bars = (1.0, 3.0);
+    table.judge("detach, p50", "ms", milliseconds(median(&detach)), bars, Bar::Soft);
+    table.judge("detach, p99", "ms", milliseconds(percentile(&detach, 0.99)), bars, Bar::Soft);
+    Ok(())
+}
+
+/// All callers ask at the same time, as a start of the daemon does.
+fn many_at_once(host: &Place, table: &mut Table) -> Outcome<()> {
+    let plans = host.plans(MANY)?;
+    let mut rounds = Vec::new();
+    for _ in 0..5 {
+        let start = Instant::now();
+        let results: Vec<_> = thread::scope(|scope| {
+            let asks: Vec<_> =
+                plans.iter().map(|plan| scope.spawn(|| host.net.attach(plan))).collect();
+            asks.into_iter().map(|ask| ask.join()).collect()
+        });
+        for result in results {
+            result.map_err(|_| "an attach has panicked")??;
+        }
+        rounds.push(start.elapsed());
+        host.detach_all(&plans)?;
+    }
+    let took = milliseconds(median(&rounds));
+    table.judge("64 attaches at once", "ms", took, (60.0, 120.0), Bar::Soft);
+    Ok(())
+}
+
+fn names(host: &Place, table: &mut Table) -> Outcome<()> {
+    let plans = host.plans(args::number("--counted", 256)?)?;
+    for plan in &plans {
+        host.net.attach(plan)?;
+    }
+    let socket = host.enter(&plans[0], || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    socket.connect((NODE, 53))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut answers = Vec::new();
+    for number in 0..QUERIES {
+        let query = query(&format!("host{}", number % plans.len()));
+        let mut buffer = [0; 512];
+        let start = Instant::now();
+        socket.send(&query)?;
+        let length = socket.recv(&mut buffer)?;
+        answers.push(start.elapsed());
+        if length < 4 || buffer[3] & 0x0f != 0 || buffer[7] != 1 {
+            return Err(format!("no answer for host{number}").into());
+        }
+    }
+    table.note("name answer, p50", "ms", milliseconds(median(&answers)));
+    let p99 = milliseconds(percentile(&answers, 0.99));
+    table.judge("name answer, p99", "ms", p99, (0.2, 1.0), Bar::Soft);
+    host.detach_all(&plans)?;
+    let kib = |bytes: usize| bytes as f64 / 1024.0;
+    let (with, without) = (memory(true)?, memory(false)?);
+    let used = kib(with.saturating_sub(without));
+    table.judge("memory of the name server, 256 instances", "KiB", used, (128.0, 256.0), Bar::Hard);
+    Ok(())
+}
+
+/// Live memory of a net thread with many instances, with or without name server.
+fn memory(dns_responder: bool) -> Outcome<usize> {
+    ip("link del br-net1")?;
+    let before = malloc::live_bytes();
+    let place = Place::start(dns_responder)?;
+    for plan in place.plans(256)? {
+        place.net.attach(&plan)?;
+    }
+    let used = malloc::live_bytes().saturating_sub(before);
+    let plans = place.plans(256)?;
+    place.detach_all(&plans)?;
+    place.stop()?;
+    Ok(used)
+}
+
+/// A question for an address.
+fn query(name: &str) -> Vec<u8> {
+    let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        packet.push(u8::try_from(label.len()).unwrap_or(63));
+        packet.extend_from_slice(label.as_bytes());
+    }
+    packet.extend_from_slice(&[0, 0, 1, 0, 1]);
+    packet
+}
+
+fn counters(host: &Place, table: &mut Table) -> Outcome<()> {
+    let plans = host.plans(args::number("--counted", 256)?)?;
+    for plan in &plans {
+        host.net.attach(plan)?;
+    }
+    let mut reads = Vec::new();
+    for _ in 0..10 {
+        // Younger counters come from memory.
+        thread::sleep(Duration::from_millis(1100));
+        let start = Instant::now();
+        let traffic = host.net.traffic(PATIENCE)?;
+        reads.push(start.elapsed());
+        if traffic.instances.len() != plans.len() {
+            return Err(format!("{} instances counted", traffic.instances.len()).into());
+        }
+    }
+    let took = milliseconds(median(&reads));
+    table.judge("counters of 256 instances", "ms", took, (1.0, 2.0), Bar::Soft);
+    host.detach_all(&plans)
+}
+
+/// The same path twice: namespace, host, outside. Once with bridge and all rules, once bare.
+fn throughput(host: &Place, table: &mut Table) -> Outcome<()> {
+    let plan = host.plan(0)?;
+    host.net.attach(&plan)?;
+    host.ns.create("outside", || Ok(()))?;
+    host.ns.create("bare", || Ok(()))?;
+    for command in [
+        "link add up0 type veth peer name eth0 netns outside",
+        "link set up0 up",
+        "addr add 203.0.113.2/24 dev up0",
+        "link add bare0 type veth peer name eth0 netns bare",
+        "link set bare0 up",
+        "addr add 198.51.100.1/24 dev bare0",
+    ] {
+        ip(command)?;
+    }
+    for (name, commands) in [
+        ("outside", ["addr add 203.0.113.1/24 dev eth0", "route add default via 203.0.113.2"]),
+        ("bare", ["addr add 198.51.100.2/24 dev eth0", "route add default via 198.51.100.1"]),
+    ] {
+        for command in ["link set lo up", commands[0], "link set eth0 up", commands[1]] {
+            ip(&format!("-n {name} {command}"))?;
+        }
+    }
+    let instance = plan.id.as_str();
+    for (about, target, server) in
+        [("to the node", None, None), ("to the outside", Some(OUTSIDE), Some("outside"))]
+    {
+        let (mut ruled, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..TRANSFERS {
+            let direct = Ipv4Addr::new(198, 51, 100, 1);
+            ruled.push(transfer(host, instance, server, target.unwrap_or(NODE))?);
+            bare.push(transfer(host, "bare", server, target.unwrap_or(direct))?);
+        }
+        let (ruled, bare) = (middle(ruled), middle(bare));
+        table.note(format!("throughput {about}"), "Gbit/s", ruled);
+        table.note(format!("throughput {about}, bare links"), "Gbit/s", bare);
+        let bars = (1.0, 1.0 / LEAST_SHARE);
+        table.judge(format!("bare / with rules, {about}"), "×", bare / ruled, bars, Bar::Soft);
+    }
+    host.net.detach(&plan.id)?;
+    Ok(())
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Gbit/s from a namespace to a server.
+fn transfer(host: &Place, from: &str, server: Option<&str>, address: Ipv4Addr) -> Outcome<f64> {
+    let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let listener = match server {
+        Some(name) => host.ns.enter(name, listen)??,
+        None => listen()?,
+    };
+    let target = SocketAddr::from((address, listener.local_addr()?.port()));
+    let mut sender = host.ns.enter(from, || TcpStream::connect_timeout(&target, PATIENCE))??;
+    let (mut receiver, _) = listener.accept()?;
+    let length = Duration::from_secs(args::number("--seconds", 1)?);
+    let flood = thread::spawn(move || {
+        let chunk = vec![7; 128 * 1024];
+        // Ends when the other side is closed.
+        while sender.write_all(&chunk).is_ok() {}
+    });
+    let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0usize);
+    let start = Instant::now();
+    while start.elapsed() < length {
+        bytes += receiver.read(&mut buffer)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    drop(receiver);
+    flood.join().map_err(|_| "sender panicked")?;
+    Ok(bytes as f64 * 8.0 / seconds / 1e9)
+}
