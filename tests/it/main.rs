@@ -11,3 +11,5 @@ mod program;
 #[cfg(feature = "sim")]
 mod root;
 mod sim;
+#[cfg(feature = "sim")]
+mod storage;

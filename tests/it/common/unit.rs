@@ -201,10 +201,15 @@ impl Unit {
     }
 
     pub fn start_daemon(&mut self) {
+        self.start_daemon_with(&[]);
+    }
+
+    /// Starts the daemon with these variables in its environment.
+    pub fn start_daemon_with(&mut self, variables: &[(&str, &str)]) {
         assert!(self.daemon.is_none(), "there is a daemon already");
         let config = self.config();
         let mut command = self.command(&["-v", "debug", "-c"]);
-        command.arg(config);
+        command.arg(config).envs(variables.iter().copied());
         self.daemon = Some(Program::start(&self.space, &mut command));
     }
 
@@ -239,6 +244,22 @@ impl Unit {
         assert!(!self.daemon().has_ended(), "the daemon has ended by itself");
         self.daemon().kill();
         self.daemon = None;
+    }
+
+    /// The daemon has ended by itself.
+    pub fn daemon_is_dead(&mut self) -> bool {
+        self.daemon().has_ended()
+    }
+
+    /// Another daemon may be started after one that has ended by itself.
+    pub fn bury_daemon(&mut self) {
+        assert!(self.daemon().has_ended(), "the daemon lives");
+        self.daemon = None;
+    }
+
+    /// As `say`, but it may fail.
+    pub fn try_say(&mut self, command: &str) -> bool {
+        tag(&self.tell(command).1) == "ok"
     }
 
     /// The unit's program stops: its ports are open, and nobody reads or answers.

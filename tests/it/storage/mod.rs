@@ -1,0 +1,3 @@
+//! Packages on disk and their rows, with the real daemon: whatever happens to it, both agree.
+
+mod kills;
