@@ -298,3 +298,105 @@ fn report_limit(object: &str, limit_bytes: u64) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::channel::Channel;
+    use super::super::naming::LinkName;
+    use super::super::rtnl::NewBridge;
+    use super::*;
+    use crate::sys::mount::{isolate, tmpfs};
+    use crate::sys::thread::spawn_sized;
+
+    /// More announcements than a socket of 2 MiB holds.
+    const FLOOD: u32 = 4000;
+
+    #[test]
+    fn lost_announcements_are_noticed() {
+        let thread = spawn_sized("notices-test", 512 * 1024, || {
+            if isolate().and_then(|()| tmpfs(Path::new("/run"), None, 0o755)).is_err() {
+                println!("SKIP lost_announcements_are_noticed: needs CAP_NET_ADMIN");
+                return;
+            }
+            let socket = Netlink::for_notices(Family::Route, &rtnl::NOTICE_GROUPS).unwrap();
+            let mut channel = Channel::open(Family::Route).unwrap();
+            let mut messages = Messages::new();
+            let name = &LinkName::try_from("br-flood").unwrap();
+            rtnl::new_bridge(
+                &mut messages,
+                &NewBridge { index: 500, name, mac: [2; 6], mtu: 1500 },
+            );
+            channel.execute(&mut messages).unwrap();
+            let heard = hear(&socket, rtnl::parse_notice).unwrap();
+            assert!(!heard.lost);
+            let new = heard.notices.iter().any(
+                |notice| matches!(notice, rtnl::Notice::Link(link) if link.name == "br-flood"),
+            );
+            assert!(new, "{:?}", heard.notices);
+            for round in 0..FLOOD {
+                let mut messages = Messages::new();
+                rtnl::set_mtu(&mut messages, 500, 1400 + round % 2);
+                channel.execute(&mut messages).unwrap();
+            }
+            assert!(hear(&socket, rtnl::parse_notice).unwrap().lost);
+            // It is said once, and hearing goes on.
+            let mut messages = Messages::new();
+            rtnl::delete_link(&mut messages, 500);
+            channel.execute(&mut messages).unwrap();
+            let heard = hear(&socket, rtnl::parse_notice).unwrap();
+            assert!(heard.notices.contains(&rtnl::Notice::LinkGone(500)) && !heard.lost);
+        });
+        thread.unwrap().join().unwrap();
+    }
+
+    /// Others change what is listed all the time: a list has everything that stays.
+    #[test]
+    fn interrupted_lists_are_repeated() {
+        let thread = spawn_sized("lists-test", 512 * 1024, || {
+            if isolate().is_err() {
+                println!("SKIP interrupted_lists_are_repeated: needs CAP_NET_ADMIN");
+                return;
+            }
+            let address = |last: u32| rtnl::LinkAddress {
+                index: rtnl::LOOPBACK_INDEX,
+                address: std::net::Ipv4Addr::from_bits(0x0a00_0000 + last),
+                prefix: 32,
+            };
+            let mut channel = Channel::open(Family::Route).unwrap();
+            for last in 1..=600 {
+                let mut messages = Messages::new();
+                let new = address(last);
+                rtnl::new_address(&mut messages, &new, new.address);
+                channel.execute(&mut messages).unwrap();
+            }
+            let mut other = Channel::open(Family::Route).unwrap();
+            let (stop, stopped) = crossbeam::channel::bounded::<()>(0);
+            let churn = crate::sys::thread::spawn("churn", move || {
+                // Ends when the other end is dropped.
+                while stopped.try_recv() == Err(crossbeam::channel::TryRecvError::Empty) {
+                    let mut messages = Messages::new();
+                    let passing = address(5000);
+                    rtnl::new_address(&mut messages, &passing, passing.address);
+                    rtnl::delete_address(&mut messages, &passing);
+                    other.execute(&mut messages).unwrap();
+                }
+            });
+            for _ in 0..50 {
+                match rtnl::addresses(&mut channel) {
+                    Ok(found) => {
+                        let staying = found.iter().filter(|a| a.address < address(5000).address);
+                        assert_eq!(staying.count(), 600);
+                    }
+                    // It was interrupted each time, and says so.
+                    Err(Error::Kernel(refusal)) => assert_eq!(refusal.errno, Errno::EAGAIN),
+                    Err(err) => panic!("{err}"),
+                }
+            }
+            drop(stop);
+            churn.unwrap().join().unwrap();
+        });
+        thread.unwrap().join().unwrap();
+    }
+}

@@ -504,9 +504,10 @@ mod tests {
             kind in 0u16..64,
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
-            for kind in [kind, RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE] {
+            for kind in [kind, RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWROUTE] {
                 let message = Message { kind, flags: 0, sequence: 0, port: 0, body: &bytes };
                 let _ = (parse_link(&message), parse_address(&message), parse_route(&message));
+                let _ = parse_notice(&message);
             }
         }
     }
