@@ -107,6 +107,7 @@ fn install(place: &Path, package: &Path) -> Outcome<Duration> {
         services_percent: 0,
         layers_percent: 0,
         times: TimeLimits::default(),
+        ca_cert: PathBuf::new(),
         number_unit: NumberUnit::Seconds,
     });
     let content = fs::read(package)?;

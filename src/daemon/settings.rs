@@ -155,6 +155,7 @@ pub(super) fn images(config: &Config) -> ImageSettings {
         max_entries: u32::try_from(config.install.max_entries).unwrap_or(u32::MAX),
         max_depth: usize::try_from(config.install.max_depth).unwrap_or(usize::MAX),
         times: TimeLimits::default(),
+        ca_cert: config.ca_cert.clone(),
         number_unit: NumberUnit::Seconds,
     }
 }

@@ -8,7 +8,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::image::http;
@@ -90,18 +90,23 @@ enum Stream {
 
 impl Source {
     /// Opens a URL of which `size_bytes` bytes are expected.
-    pub(super) fn open(url: &str, size_bytes: u64, limits: &TimeLimits) -> Result<Self, Error> {
+    /// `ca_cert` names additional roots for https.
+    pub(super) fn open(
+        url: &str,
+        size_bytes: u64,
+        limits: &TimeLimits,
+        ca_cert: &Path,
+    ) -> Result<Self, Error> {
         let (scheme, rest) = url.split_once(':').ok_or(Error::Url { reason: "no scheme" })?;
         match scheme.to_ascii_lowercase().as_str() {
             "file" => Self::open_file(rest),
-            "http" => {
-                let body = http::get(url, size_bytes, limits);
+            "https" if !cfg!(feature = "https") => Err(Error::HttpsNotBuiltIn),
+            "http" | "https" => {
+                let body = http::get(url, size_bytes, limits, ca_cert);
                 let body = body.map_err(|source| Error::Http { source })?;
                 let length = body.length();
                 Ok(Self { stream: Stream::Http(Box::new(body)), length })
             }
-            // The place for TLS is `http::connect`.
-            "https" => Err(Error::HttpsNotBuiltIn),
             other => Err(Error::Scheme { scheme: other.chars().take(20).collect() }),
         }
     }
@@ -207,7 +212,7 @@ mod tests {
         std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        let open = |url: String| Source::open(&url, 7, &TimeLimits::default());
+        let open = |url: String| Source::open(&url, 7, &TimeLimits::default(), Path::new(""));
         let url = |name: &str| format!("file://{}/{name}", dir.path().display());
         let mut source = open(url("a%20b")).ok().unwrap();
         assert_eq!(source.length(), Some(7));
@@ -221,7 +226,6 @@ mod tests {
             let error = open(url.to_owned()).err().unwrap();
             assert_eq!((error.to_string().as_str(), error.is_transient()), (expect, false));
         };
-        check("https://h/p", "https is not built in");
         check("ftp://h/p", "URLs with \"ftp\" are not supported");
         check("", "the URL is malformed: no scheme");
         check("/path", "the URL is malformed: no scheme");

@@ -1,16 +1,20 @@
 //! A small HTTP/1.1 client for one thing: GET a file of known size, within time limits.
 //!
 //! Fetch thread, blocking. In: a URL. Out: a `Body`. One connection per request; redirects stay
-//! within http; a connection that breaks in the middle is taken up again by a range request. No
-//! credentials, no cookies, no proxy, no compression of its own. Not here: https, whose stream
-//! would be made in `connect`; names are resolved by the C library, whose time limits are those of
+//! within http and https; a connection that breaks in the middle is taken up again by a range
+//! request. No credentials, no cookies, no proxy, no compression of its own. Not here: TLS
+//! (`transport.rs`); names are resolved by the C library, whose time limits are those of
 //! `resolv.conf`.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::image::download::TimeLimits;
+#[cfg(feature = "https")]
+use crate::image::transport;
+use crate::image::transport::{Stream, Timed};
 use crate::image::url::Url;
 use crate::sys;
 
@@ -42,6 +46,12 @@ pub enum Error {
     },
     #[error("cannot connect to {host}")]
     Connect {
+        host: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot make a secure connection to {host}")]
+    Tls {
         host: String,
         #[source]
         source: io::Error,
@@ -78,12 +88,18 @@ impl Error {
 }
 
 /// Asks for a file of `size_bytes` bytes.
-pub(super) fn get(url: &str, size_bytes: u64, limits: &TimeLimits) -> Result<Body, Error> {
+pub(super) fn get(
+    url: &str,
+    size_bytes: u64,
+    limits: &TimeLimits,
+    ca_cert: &Path,
+) -> Result<Body, Error> {
     let url = Url::parse(url).map_err(|reason| Error::Url { reason })?;
     let rate = limits.min_bytes_per_s.max(1);
     let total = limits.base.saturating_add(Duration::from_secs(size_bytes / rate));
     let clock = Clock { stall: limits.stall, total, end: sys::time::now() + total };
-    let (wire, head, url) = request(url, 0, "", clock, limits.connect)?;
+    let trust = Trust { connect: limits.connect, ca_cert: ca_cert.to_owned() };
+    let (wire, head, url) = request(url, 0, "", clock, &trust)?;
     if head.status != 200 {
         return Err(Error::Status { status: head.status });
     }
@@ -92,7 +108,7 @@ pub(super) fn get(url: &str, size_bytes: u64, limits: &TimeLimits) -> Result<Bod
         framing: head.framing,
         url,
         validator: head.validator,
-        connect: limits.connect,
+        trust,
         received: 0,
         expected: size_bytes,
         resumes_left: MAX_RESUMES,
@@ -126,7 +142,7 @@ pub(super) struct Body {
     url: Url,
     /// Strong entity tag: what is sent must still be the same file when it is resumed.
     validator: String,
-    connect: Duration,
+    trust: Trust,
     received: u64,
     expected: u64,
     resumes_left: usize,
@@ -170,7 +186,7 @@ impl Body {
         log::info!("resuming download received={} size={}", self.received, self.expected);
         let clock = self.wire.clock;
         let (mut wire, head, url) =
-            request(self.url.clone(), self.received, &self.validator, clock, self.connect)?;
+            request(self.url.clone(), self.received, &self.validator, clock, &self.trust)?;
         let mut framing = head.framing;
         match head.status {
             206 if head.range == Some((self.received, self.expected)) => {}
@@ -227,10 +243,10 @@ fn request(
     offset: u64,
     validator: &str,
     clock: Clock,
-    connect_limit: Duration,
+    trust: &Trust,
 ) -> Result<(Wire, Head, Url), Error> {
     for _ in 0..=MAX_REDIRECTS {
-        let mut wire = Wire::new(connect(&url, connect_limit)?, clock);
+        let mut wire = Wire::new(connect(&url, trust, clock)?, clock);
         wire.send(&url, offset, validator)?;
         let head = wire.head()?;
         if !matches!(head.status, 301 | 302 | 303 | 307 | 308) {
@@ -242,7 +258,34 @@ fn request(
     Err(Error::Redirects)
 }
 
-fn connect(url: &Url, limit: Duration) -> Result<TcpStream, Error> {
+/// How a connection is made.
+struct Trust {
+    connect: Duration,
+    /// See `transport::secure`.
+    #[cfg_attr(not(feature = "https"), allow(dead_code))]
+    ca_cert: PathBuf,
+}
+
+fn connect(url: &Url, trust: &Trust, clock: Clock) -> Result<Stream, Error> {
+    let socket = connect_plain(url, trust.connect)?;
+    if !url.secure {
+        return Ok(Stream::Plain(Timed::new(socket, clock.end, clock.stall)));
+    }
+    #[cfg(feature = "https")]
+    {
+        // A handshake is an answer that must be complete in the time of a stall.
+        let end = clock.end.min(sys::time::now() + clock.stall);
+        let timed = Timed::new(socket, end, clock.stall);
+        transport::secure(timed, &url.host, &trust.ca_cert).map_err(|source| {
+            let host = format!("{}:{}", url.host, url.port);
+            Error::Tls { host, source }
+        })
+    }
+    #[cfg(not(feature = "https"))]
+    Err(Error::Url { reason: "https is not built in" })
+}
+
+fn connect_plain(url: &Url, limit: Duration) -> Result<TcpStream, Error> {
     let host = || format!("{}:{}", url.host, url.port);
     let addresses = (url.host.as_str(), url.port).to_socket_addrs();
     let addresses = addresses.map_err(|source| Error::Resolve { host: host(), source })?;
@@ -269,7 +312,7 @@ struct Head {
 
 /// A connection with its read buffer and deadlines.
 struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     clock: Clock,
     buffer: Vec<u8>,
     start: usize,
@@ -277,7 +320,7 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(stream: TcpStream, clock: Clock) -> Self {
+    fn new(stream: Stream, clock: Clock) -> Self {
         Self { stream, clock, buffer: vec![0; BUFFER_BYTES], start: 0, end: 0 }
     }
 
@@ -295,9 +338,8 @@ impl Wire {
             }
         }
         text.push_str("\r\n");
-        let limit = Some(self.clock.stall);
-        let sent = self.stream.set_write_timeout(limit);
-        let sent = sent.and_then(|()| self.stream.write_all(text.as_bytes()));
+        self.stream.end_at(self.clock.end);
+        let sent = self.stream.write_all(text.as_bytes());
         sent.map_err(|source| self.error(source))
     }
 
@@ -331,8 +373,7 @@ impl Wire {
         if left.is_zero() {
             return Err(Error::TooSlow { limit: self.clock.total });
         }
-        let limit = Some(left.min(self.clock.stall));
-        self.stream.set_read_timeout(limit).map_err(|source| Error::Connection { source })?;
+        self.stream.end_at(end);
         (self.start, self.end) = (0, 0);
         loop {
             match self.stream.read(&mut self.buffer) {
@@ -465,3 +506,7 @@ fn content_range(value: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 pub(super) mod tests;
+
+#[cfg(test)]
+#[cfg(feature = "https")]
+mod tls_tests;

@@ -158,7 +158,8 @@ fn open_source(settings: &ImageSettings, announced: &PackageSource) -> Result<So
     if !local && announced.sha3_256.is_empty() && announced.sha3_512.is_empty() {
         return Err(Error::NoChecksum);
     }
-    let source = Source::open(&announced.url, announced.size_bytes, &settings.times);
+    let (times, ca_cert) = (&settings.times, settings.ca_cert.as_path());
+    let source = Source::open(&announced.url, announced.size_bytes, times, ca_cert);
     let source = source.map_err(|source| Error::Source { url: announced.url.clone(), source })?;
     match source.length() {
         Some(found) if found != announced.size_bytes => {

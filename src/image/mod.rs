@@ -32,6 +32,7 @@ mod space;
 mod staging;
 mod stamp;
 pub mod tar;
+mod transport;
 mod unpack;
 mod url;
 
@@ -91,6 +92,8 @@ pub struct ImageSettings {
     pub services_percent: u64,
     pub layers_percent: u64,
     pub times: TimeLimits,
+    /// File with roots for `https` besides those of the system; empty = none (`caCert`).
+    pub ca_cert: PathBuf,
     /// What a bare number means as a duration in a service configuration.
     pub number_unit: NumberUnit,
 }

@@ -43,6 +43,7 @@ impl Store {
             services_percent: 0,
             layers_percent: 0,
             times: TimeLimits::default(),
+            ca_cert: PathBuf::new(),
             number_unit: NumberUnit::Seconds,
         };
         change(&mut settings);

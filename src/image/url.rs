@@ -1,4 +1,4 @@
-//! URLs of the scheme http, as far as a download needs them.
+//! URLs of the schemes http and https, as far as a download needs them.
 //!
 //! Pure; fetch thread.
 
@@ -10,26 +10,32 @@ pub(super) struct Url {
     pub(super) port: u16,
     /// Path and query, safe to put into a request line.
     pub(super) target: String,
+    /// By TLS.
+    pub(super) secure: bool,
 }
 
 const SCHEME: &str = "http://";
+const SECURE_SCHEME: &str = "https://";
 const PORT: u16 = 80;
+const SECURE_PORT: u16 = 443;
 
 impl Url {
     /// The error says what is wrong.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
-        let known = text.get(..SCHEME.len()).is_some_and(|s| s.eq_ignore_ascii_case(SCHEME));
-        if !known {
-            return Err("it does not start with http://");
+        let starts =
+            |scheme: &str| text.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
+        let secure = starts(SECURE_SCHEME);
+        if !secure && !starts(SCHEME) {
+            return Err("it starts neither with http:// nor with https://");
         }
-        let rest = &text[SCHEME.len()..];
+        let rest = &text[if secure { SECURE_SCHEME } else { SCHEME }.len()..];
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(end);
         if authority.contains('@') {
             return Err("credentials are not allowed");
         }
-        let (host, port) = split_port(authority)?;
-        Ok(Self { host, port, target: target_of(target) })
+        let (host, port) = split_port(authority, if secure { SECURE_PORT } else { PORT })?;
+        Ok(Self { host, port, target: target_of(target), secure })
     }
 
     /// Resolves the target of a redirect against this URL.
@@ -38,7 +44,10 @@ impl Url {
             return Err("it is empty");
         }
         if let Some(rest) = location.strip_prefix("//") {
-            return Self::parse(&format!("{SCHEME}{rest}"));
+            return Self::parse(&format!(
+                "{}{rest}",
+                if self.secure { SECURE_SCHEME } else { SCHEME }
+            ));
         }
         let path = self.target.split('?').next().unwrap_or_default();
         let target = match location.as_bytes()[0] {
@@ -57,7 +66,8 @@ impl Url {
     pub(super) fn authority(&self) -> String {
         let host =
             if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == PORT { host } else { format!("{host}:{}", self.port) }
+        let default = if self.secure { SECURE_PORT } else { PORT };
+        if self.port == default { host } else { format!("{host}:{}", self.port) }
     }
 }
 
@@ -67,7 +77,7 @@ fn has_scheme(text: &str) -> bool {
     scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.bytes().all(allowed)
 }
 
-fn split_port(authority: &str) -> Result<(String, u16), &'static str> {
+fn split_port(authority: &str, default: u16) -> Result<(String, u16), &'static str> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, rest) = rest.split_once(']').ok_or("bad host")?;
@@ -89,7 +99,7 @@ fn split_port(authority: &str) -> Result<(String, u16), &'static str> {
         }
     };
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-    let port = if port.is_empty() { PORT } else { port.parse().map_err(|_| "bad port")? };
+    let port = if port.is_empty() { default } else { port.parse().map_err(|_| "bad port")? };
     if !digits || port == 0 {
         return Err("bad port");
     }
@@ -132,7 +142,9 @@ mod tests {
         check("http://[::1]:81/p", Ok(("::1", 81, "/p")));
         check("http://h/a b\r\nX: y/é", Ok(("h", 80, "/a%20b%0D%0AX:%20y/%C3%A9")));
         check("http://h/services/a=_-b%20", Ok(("h", 80, "/services/a=_-b%20")));
-        check("https://h/", Err("it does not start with http://"));
+        check("https://h/", Ok(("h", 443, "/")));
+        check("HTTPS://h:1/", Ok(("h", 1, "/")));
+        check("ftp://h/", Err("it starts neither with http:// nor with https://"));
         check("http://u:p@h/", Err("credentials are not allowed"));
         for text in ["http://", "http:///p", "http://a b/", "http://[::1/p", "http://[x]/"] {
             check(text, Err("bad host"));
@@ -151,14 +163,19 @@ mod tests {
             assert_eq!(got, expect, "{location}");
         };
         check("http://i/c", Some(("i", 80, "/c")));
+        check("https://i/c", Some(("i", 443, "/c")));
         check("//i/c", Some(("i", 80, "/c")));
         check("/c", Some(("h", 81, "/c")));
         check("c", Some(("h", 81, "/a/c")));
         check("?r", Some(("h", 81, "/a/b?r")));
-        for location in ["", "https://i/c", "file:///etc/passwd", "http://u@i/", "gopher:x"] {
+        for location in ["", "file:///etc/passwd", "http://u@i/", "gopher:x"] {
             check(location, None);
         }
         assert_eq!(base.authority(), "h:81");
+        let secure = Url::parse("https://h/a").unwrap();
+        assert_eq!((secure.authority().as_str(), secure.secure), ("h", true));
+        let (other, down) = (secure.join("//i/c").unwrap(), secure.join("http://i/c").unwrap());
+        assert_eq!((other.port, other.secure, down.port, down.secure), (443, true, 80, false));
         assert_eq!(Url::parse("http://[::1]/").unwrap().authority(), "[::1]");
     }
 }
