@@ -12,6 +12,7 @@ use crate::model::service::InstalledLayer;
 use crate::sys::mount::{isolate, tmpfs};
 
 mod fixture;
+mod fuzz;
 mod given;
 mod made;
 mod network;
