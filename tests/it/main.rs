@@ -13,3 +13,4 @@ mod root;
 mod sim;
 #[cfg(feature = "sim")]
 mod storage;
+mod tidy;

@@ -119,7 +119,9 @@ fn wire_types_stay_with_their_adapters() {
     absent(&["cm::wire", "iam::wire", "OUT_DIR"], |path| !below(path, "cm") && !below(path, "iam"));
     let adapters = |path: &str| below(path, "cm") || below(path, "iam") || below(path, "rpc");
     absent(&["protobuf::"], |path| !adapters(path));
-    absent(&["grpcio"], |path| !below(path, "cm") && !below(path, "iam") && path != "rpc.rs");
+    absent(&["grpcio::", "use grpcio"], |path| {
+        !below(path, "cm") && !below(path, "iam") && path != "rpc.rs"
+    });
     absent(&["serde"], |path| below(path, "model"));
 }
 
