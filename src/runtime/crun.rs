@@ -25,7 +25,7 @@ use crate::model::status::chain;
 use crate::ports::{Command, Init, Processes, Runtime, Stdio, Watch};
 use crate::runtime::cgroup::{self, Groups};
 use crate::sys::cgroups::Layout;
-use crate::sys::{fs as files, is_errno, pidfd, process};
+use crate::sys::{fs as files, is_errno, mount, pidfd, process};
 
 /// How long one call of the runtime may take.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
@@ -155,6 +155,8 @@ impl Crun {
         let state_root = settings.run_dir.join("oci");
         files::make_dirs(&state_root, 0o700)
             .map_err(|source| Error::Create { path: state_root.clone(), source })?;
+        // The table of mounts has real paths, and clean-up looks there.
+        let state_root = state_root.canonicalize().unwrap_or(state_root);
         let groups = Groups::new(settings.layout.clone(), &settings.cgroup_parent);
         Ok(Self { settings, state_root, groups, processes, deadline: COMMAND_DEADLINE })
     }
@@ -297,7 +299,7 @@ impl Crun {
         self.groups.kill(id)?;
         let removed = self.groups.remove(id);
         self.groups.remove_parents();
-        files::remove_tree(&state).map_err(|source| Error::Remove { path: state, source })?;
+        remove_state(&state).map_err(|source| Error::Remove { path: state, source })?;
         Ok(removed?)
     }
 
@@ -347,6 +349,18 @@ impl Runtime for Crun {
             entry.file_name().to_str().filter(|_| is_dir).map(InstanceId::new)
         }));
         ids.into_iter().collect()
+    }
+}
+
+/// A runtime that was killed leaves its own program mounted in there: runc binds it read-only for
+/// a moment at each start.
+fn remove_state(state: &Path) -> io::Result<()> {
+    match files::remove_tree(state) {
+        Err(error) if is_errno(&error, Errno::EBUSY) => {
+            mount::unmount_below(state)?;
+            files::remove_tree(state)
+        }
+        other => other,
     }
 }
 
