@@ -55,3 +55,26 @@ need_run() {
   # shellcheck disable=SC2086 # a list of words
   need_packages $run_packages
 }
+
+# What builds for arm64 need beside it.
+need_cross() {
+  dpkg --print-foreign-architectures | grep -qx arm64 || {
+    [ "$(id -u)" = 0 ] || die "no arm64 libraries: run as root, or 'dpkg --add-architecture arm64'"
+    dpkg --add-architecture arm64
+    apt-get update -qq
+  }
+  need_packages g++-aarch64-linux-gnu binutils-aarch64-linux-gnu libssl-dev:arm64 qemu-user-static file
+  rustup target list --installed | grep -qx aarch64-unknown-linux-gnu ||
+    rustup target add aarch64-unknown-linux-gnu
+}
+
+# check_libraries NAMES: fails for a shared library that an ECU need not have.
+check_libraries() {
+  local allowed='^(ld-linux.*|libc|libcrypto|libgcc_s|libm|libssl|libstdc\+\+|linux-vdso)$'
+  local names
+  names=$(echo "$1" | sed 's:.*/::; s/\.so.*//' | sort)
+  echo "shared libraries: $(echo "$names" | tr '\n' ' ')"
+  if echo "$names" | grep -vE "$allowed"; then
+    die "these libraries are not on the list"
+  fi
+}
