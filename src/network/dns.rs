@@ -1,24 +1,29 @@
-//! Name server of the instances: per network one socket on the address of its bridge. It knows the
-//! instances of this node and asks the servers of the CM and of the host for everything else.
+//! Name server of the instances: per network one socket for datagrams and one for connections on
+//! the address of its bridge. It knows the instances of this node and asks the servers of the CM and
+//! of the host for everything else.
 //!
 //! Runs on the net thread, from its poll; no thread, no cache. Every datagram costs microseconds,
 //! upstream queries never block. Limits: `MAX_PENDING` upstream queries (more are refused with
-//! "server failure"), `MAX_DATAGRAMS` per socket and round. Not here: TCP.
+//! "server failure"), `MAX_DATAGRAMS` per socket and round, those of connections in `tcp`.
+
+pub(super) mod tcp;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen as listen_on, setsockopt,
+    socket, sockopt,
 };
 
+use self::tcp::{Connection, MAX_CONNECTIONS, MAX_OF_ONE, Turn};
 use super::naming::LinkName;
 use super::packet::{self, Answer, Query, Unfit};
 use crate::model::id::{InstanceId, NetworkId};
@@ -31,12 +36,18 @@ const MAX_DATAGRAMS: usize = 32;
 /// Largest datagram that is passed on.
 const DATAGRAM: usize = 4096;
 const PORT: u16 = 53;
+/// Connections that wait to be taken; they are taken at once.
+const LISTEN_BACKLOG: i32 = 8;
 /// One server has this long, all servers together `GIVE_UP`.
 const TRY_NEXT: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(5);
-/// Tokens of the poll: zones from here, upstream queries from there.
+/// Silent servers are named no more often: instances decide how much is asked.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
+/// Tokens of the poll: zones from here, upstream queries and connections from there. A zone has two
+/// of them, a connection as well.
 const FIRST_ZONE: usize = 1;
 const FIRST_PENDING: usize = 1 << 20;
+const FIRST_CONNECTION: usize = 1 << 21;
 
 /// All zones and what is asked upstream at the moment.
 #[derive(Debug)]
@@ -45,9 +56,12 @@ pub(super) struct Dns {
     enabled: bool,
     zones: BTreeMap<NetworkId, Zone>,
     pending: Vec<Option<Pending>>,
+    connections: [Option<Connection>; MAX_CONNECTIONS],
     next_token: usize,
-    /// A socket had more datagrams than one round takes.
+    /// A socket had more than one round takes.
     backlog: Vec<Token>,
+    /// Until then nothing is said about silent servers.
+    silent_until: Duration,
 }
 
 /// Names of one network.
@@ -55,6 +69,9 @@ pub(super) struct Dns {
 struct Zone {
     address: Ipv4Addr,
     socket: UdpSocket,
+    /// `None`: answers fit a datagram or are not given.
+    listener: Option<TcpListener>,
+    /// Of the socket; that of the listener is the next one.
     token: Token,
     records: BTreeMap<InstanceId, Record>,
     /// Lower-case name, without the domain of the network, to address, of all instances.
@@ -83,6 +100,16 @@ struct Pending {
     give_up: Duration,
 }
 
+/// What becomes of a packet.
+enum Verdict {
+    Ignored,
+    Answered(Vec<u8>),
+    /// Servers are asked; without any, this is the answer.
+    PassedOn {
+        refusal: Vec<u8>,
+    },
+}
+
 /// Where the answer to a question is found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Found {
@@ -95,8 +122,9 @@ enum Found {
 impl Dns {
     pub(super) fn new(registry: Registry, enabled: bool) -> Self {
         let pending = std::iter::repeat_with(|| None).take(MAX_PENDING).collect();
-        let zones = BTreeMap::new();
-        Self { registry, enabled, zones, pending, next_token: FIRST_ZONE, backlog: Vec::new() }
+        let (zones, connections) = (BTreeMap::new(), std::array::from_fn(|_| None));
+        let (next_token, backlog, silent_until) = (FIRST_ZONE, Vec::new(), Duration::ZERO);
+        Self { registry, enabled, zones, pending, connections, next_token, backlog, silent_until }
     }
 
     /// Starts to serve a network. Without the responder its instances use other servers.
@@ -105,34 +133,43 @@ impl Dns {
             return;
         }
         let token = Token(self.next_token);
-        let opened = listen(bridge, address).and_then(|socket| {
-            let interest = Interest::READABLE;
-            self.registry.register(&mut SourceFd(&socket.as_raw_fd()), token, interest)?;
-            Ok(socket)
+        let opened = bound(bridge, address, SockType::Datagram).and_then(|socket| {
+            self.watch(socket.as_raw_fd(), token, Interest::READABLE)?;
+            Ok(UdpSocket::from(socket))
         });
-        match opened {
-            Ok(socket) => {
-                self.next_token = (self.next_token + 1) % FIRST_PENDING;
-                let old = self.close_zone(id);
-                let (records, names) =
-                    old.map(|zone| (zone.records, zone.names)).unwrap_or_default();
-                let zone = Zone { address, socket, token, records, names };
-                self.zones.insert(id.clone(), zone);
-            }
-            Err(err) => error!("no name server for network network={id} err={err}"),
-        }
+        let socket = match opened {
+            Ok(socket) => socket,
+            Err(err) => return error!("no name server for network network={id} err={err}"),
+        };
+        self.next_token = (self.next_token + 2) % FIRST_PENDING;
+        let old = self.close_zone(id);
+        let (records, names) = old.map(|zone| (zone.records, zone.names)).unwrap_or_default();
+        let opened = bound(bridge, address, SockType::Stream).and_then(|socket| {
+            listen_on(&socket, Backlog::new(LISTEN_BACKLOG)?)?;
+            self.watch(socket.as_raw_fd(), Token(token.0 + 1), Interest::READABLE)?;
+            Ok(TcpListener::from(socket))
+        });
+        let listener = opened
+            .inspect_err(|err| warn!("name server takes datagrams only network={id} err={err}"))
+            .ok();
+        let zone = Zone { address, socket, listener, token, records, names };
+        self.zones.insert(id.clone(), zone);
+    }
+
+    fn watch(&self, descriptor: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        self.registry.register(&mut SourceFd(&descriptor), token, interest)
     }
 
     /// Ends the service of a network.
     pub(super) fn remove_zone(&mut self, id: &NetworkId) {
         self.close_zone(id);
+        let ended = |connection: &Connection| connection.zone == *id;
+        self.connections.iter_mut().for_each(|slot| drop(slot.take_if(|c| ended(c))));
     }
 
+    /// Closing sockets takes them out of the poll.
     fn close_zone(&mut self, id: &NetworkId) -> Option<Zone> {
-        let zone = self.zones.remove(id)?;
-        // Closing the socket takes it out of the poll anyway.
-        let _ = self.registry.deregister(&mut SourceFd(&zone.socket.as_raw_fd()));
-        Some(zone)
+        self.zones.remove(id)
     }
 
     /// Address of the responder of a network, if it runs.
@@ -170,46 +207,163 @@ impl Dns {
 
     /// Serves a socket that has become readable.
     pub(super) fn ready(&mut self, token: Token, now: Duration) {
-        if let Some(slot) = token.0.checked_sub(FIRST_PENDING) {
-            self.take_upstream(slot);
-            return;
+        if let Some(number) = token.0.checked_sub(FIRST_CONNECTION) {
+            return self.go_on_with(number / 2, now);
         }
-        let zone = self.zones.iter().find(|(_, zone)| zone.token == token);
-        let Some(id) = zone.map(|(id, _)| id.clone()) else { return };
+        if let Some(slot) = token.0.checked_sub(FIRST_PENDING) {
+            return self.take_upstream(slot);
+        }
+        let of_listener = |zone: &Zone| zone.token.0 + 1 == token.0;
+        let mut zones = self.zones.iter();
+        let zone = zones.find(|(_, zone)| zone.token == token || of_listener(zone));
+        let Some((id, zone)) = zone.map(|(id, zone)| (id.clone(), zone)) else { return };
+        if of_listener(zone) { self.accept(&id, token, now) } else { self.take_datagrams(&id, now) }
+    }
+
+    fn take_datagrams(&mut self, id: &NetworkId, now: Duration) {
         let mut buffer = [0; DATAGRAM];
         for _ in 0..MAX_DATAGRAMS {
-            let Some(zone) = self.zones.get(&id) else { return };
+            let Some(zone) = self.zones.get(id) else { return };
             match zone.socket.recv_from(&mut buffer) {
-                Ok((length, client)) => self.serve(&id, client, &buffer[..length], now),
+                Ok((length, client)) => self.serve(id, client, &buffer[..length], now),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
                 // An earlier answer could not be delivered.
                 Err(err) => debug!("name query lost network={id} err={err}"),
             }
         }
-        self.backlog.push(token);
+        self.backlog.extend(self.zones.get(id).map(|zone| zone.token));
     }
 
     fn serve(&mut self, id: &NetworkId, client: SocketAddr, packet: &[u8], now: Duration) {
+        match self.consider(id, packet) {
+            Verdict::Ignored => {}
+            Verdict::Answered(response) => self.reply(id, client, &response),
+            Verdict::PassedOn { refusal } => match self.pass_on(id, client, packet, now) {
+                Ok(true) => {}
+                Ok(false) => self.reply(id, client, &refusal),
+                Err(err) => {
+                    debug!("name query cannot be passed on network={id} err={err}");
+                    self.reply(id, client, &refused(packet, packet::SERVER_FAILURE));
+                }
+            },
+        }
+    }
+
+    fn consider(&self, id: &NetworkId, packet: &[u8]) -> Verdict {
         let query = match packet::parse(packet) {
             Ok(query) => query,
-            Err(Unfit::Silent) => return,
-            Err(Unfit::Code(code)) => {
-                return self.reply(id, client, &packet::bare_refusal(packet, code));
-            }
+            Err(Unfit::Silent) => return Verdict::Ignored,
+            Err(Unfit::Code(code)) => return Verdict::Answered(packet::bare_refusal(packet, code)),
         };
         match self.find(id, &query) {
-            Found::Here(answer) => self.reply(id, client, &query.answer(answer.as_ref())),
+            Found::Here(answer) => Verdict::Answered(query.answer(answer.as_ref())),
             Found::Upstream { known_domain } => {
-                let refusal = match self.pass_on(id, client, packet, now) {
-                    Ok(true) => return,
-                    Ok(false) if known_domain => packet::NO_SUCH_NAME,
-                    Ok(false) => packet::REFUSED,
-                    Err(err) => {
-                        debug!("name query cannot be passed on network={id} err={err}");
-                        packet::SERVER_FAILURE
+                let code = if known_domain { packet::NO_SUCH_NAME } else { packet::REFUSED };
+                Verdict::PassedOn { refusal: query.refuse(code) }
+            }
+        }
+    }
+
+    /// Takes new connections; who has as many as it may gets no more.
+    fn accept(&mut self, id: &NetworkId, token: Token, now: Duration) {
+        for _ in 0..MAX_DATAGRAMS {
+            let listener = self.zones.get(id).and_then(|zone| zone.listener.as_ref());
+            let Some(listener) = listener else { return };
+            match listener.accept() {
+                Ok((client, peer)) => {
+                    if let Err(err) = self.connect(id, client, peer.ip(), now) {
+                        debug!("name server takes no connection network={id} err={err}");
                     }
-                };
-                self.reply(id, client, &query.refuse(refusal));
+                }
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
+                Err(err) => debug!("connection to name server lost network={id} err={err}"),
+            }
+        }
+        self.backlog.push(token);
+    }
+
+    fn connect(
+        &mut self,
+        id: &NetworkId,
+        client: TcpStream,
+        peer: IpAddr,
+        now: Duration,
+    ) -> io::Result<()> {
+        client.set_nonblocking(true)?;
+        let same = self.connections.iter().flatten().filter(|other| other.peer == peer).count();
+        let slot = self.connections.iter().position(Option::is_none);
+        let slot = slot.filter(|_| same < MAX_OF_ONE);
+        let slot = slot.ok_or_else(|| io::Error::other("too many connections"))?;
+        let connection = Connection::new(id.clone(), peer, client, now);
+        let token = Token(FIRST_CONNECTION + 2 * slot);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.watch(connection.client_descriptor(), token, interest)?;
+        self.connections[slot] = Some(connection);
+        self.go_on_with(slot, now);
+        Ok(())
+    }
+
+    /// A connection is not kept if it fails: whoever is at its other end notices.
+    fn go_on_with(&mut self, slot: usize, now: Duration) {
+        let taken = self.connections.get_mut(slot).and_then(Option::take);
+        let Some(mut connection) = taken else { return };
+        loop {
+            match connection.advance(now) {
+                Ok(Turn::Blocked) => break,
+                Ok(Turn::More) => {
+                    self.backlog.push(Token(FIRST_CONNECTION + 2 * slot));
+                    break;
+                }
+                Ok(Turn::Question) => match self.consider(&connection.zone, connection.query()) {
+                    Verdict::Ignored => return,
+                    Verdict::Answered(response) => connection.answer(&response),
+                    Verdict::PassedOn { refusal } => {
+                        let servers = self.upstream_servers(&connection.zone);
+                        if servers.is_empty() {
+                            connection.answer(&refusal);
+                        } else {
+                            let asked = connection.ask(servers, now);
+                            self.wait_for_server(slot, &mut connection, asked);
+                        }
+                    }
+                },
+                Ok(Turn::NoServer) => {
+                    let asked = connection.ask_next(now);
+                    self.wait_for_server(slot, &mut connection, asked);
+                }
+                Err(err) => {
+                    return debug!(
+                        "connection of {} to name server ends err={err}",
+                        connection.peer
+                    );
+                }
+            }
+        }
+        self.connections[slot] = Some(connection);
+    }
+
+    fn wait_for_server(&self, slot: usize, connection: &mut Connection, asked: Option<RawFd>) {
+        let token = Token(FIRST_CONNECTION + 2 * slot + 1);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if asked.is_none_or(|socket| self.watch(socket, token, interest).is_err()) {
+            let answer = self.answer_without_servers(&connection.zone, connection.query());
+            connection.answer(&answer);
+        }
+    }
+
+    /// Servers that are silent are passed over, connections that take too long end.
+    fn tick_connections(&mut self, now: Duration) {
+        for slot in 0..MAX_CONNECTIONS {
+            let Some(connection) = &mut self.connections[slot] else { continue };
+            if connection.is_over(now) {
+                self.connections[slot] = None;
+            } else if connection.is_silent(now)
+                && let Some(mut connection) = self.connections[slot].take()
+            {
+                let asked = connection.ask_next(now);
+                self.wait_for_server(slot, &mut connection, asked);
+                self.connections[slot] = Some(connection);
+                self.go_on_with(slot, now);
             }
         }
     }
@@ -314,7 +468,7 @@ impl Dns {
 
     fn take_upstream(&mut self, slot: usize) {
         let Some(Some(pending)) = self.pending.get(slot) else { return };
-        let mut buffer = [0; DATAGRAM];
+        let mut buffer = [0; DATAGRAM + 1];
         loop {
             let length = match pending.socket.recv(&mut buffer) {
                 Ok(length) => length,
@@ -322,11 +476,14 @@ impl Dns {
                 // Port unreachable: the next server is asked at once.
                 Err(_) => return self.ask_next_now(slot),
             };
-            let question = packet::parse(&pending.query).map(|query| query.question);
-            let fits = question.is_ok_and(|q| packet::answers(&buffer[..length], pending.id, q));
-            if fits {
-                packet::set_id(&mut buffer, packet::id(&pending.query));
-                self.reply(&pending.zone, pending.client, &buffer[..length]);
+            let Ok(query) = packet::parse(&pending.query) else { return };
+            if packet::answers(&buffer[..length], pending.id, query.question) {
+                if length > query.payload().min(DATAGRAM) {
+                    self.reply(&pending.zone, pending.client, &query.truncated());
+                } else {
+                    packet::set_id(&mut buffer, packet::id(&pending.query));
+                    self.reply(&pending.zone, pending.client, &buffer[..length]);
+                }
                 self.pending[slot] = None;
                 return;
             }
@@ -344,7 +501,9 @@ impl Dns {
         if !self.backlog.is_empty() {
             return Some(Duration::ZERO);
         }
-        self.pending.iter().flatten().map(|pending| pending.try_next.min(pending.give_up)).min()
+        let connections = self.connections.iter().flatten().map(Connection::deadline);
+        let pending = self.pending.iter().flatten();
+        pending.map(|pending| pending.try_next.min(pending.give_up)).chain(connections).min()
     }
 
     /// Goes on with full sockets and asks the next server where one was silent.
@@ -352,6 +511,7 @@ impl Dns {
         for token in std::mem::take(&mut self.backlog) {
             self.ready(token, now);
         }
+        self.tick_connections(now);
         for slot in 0..MAX_PENDING {
             let due = |pending: &Pending| pending.try_next <= now || pending.give_up <= now;
             if self.pending[slot].as_ref().is_some_and(due)
@@ -370,7 +530,12 @@ impl Dns {
                 pending.try_next = pending.give_up;
                 self.pending[slot] = Some(pending);
             } else {
-                self.answer_without_servers(&pending);
+                if now >= self.silent_until {
+                    self.silent_until = now + COMPLAINT_PAUSE;
+                    warn!("no name server answers network={}", pending.zone);
+                }
+                let response = self.answer_without_servers(&pending.zone, &pending.query);
+                self.reply(&pending.zone, pending.client, &response);
             }
             return;
         };
@@ -391,21 +556,25 @@ impl Dns {
 
     /// All servers are silent: perhaps the node of the CM restarts. The name may be one of another
     /// network of this node; else the query has failed.
-    fn answer_without_servers(&self, pending: &Pending) {
-        let Ok(query) = packet::parse(&pending.query) else { return };
+    fn answer_without_servers(&self, zone: &NetworkId, packet: &[u8]) -> Vec<u8> {
+        let Ok(query) = packet::parse(packet) else {
+            return packet::bare_refusal(packet, packet::FORMAT_ERROR);
+        };
         let mut zones = self.zones.values();
         let address = zones.find_map(|zone| zone.names.get(query.name.as_str()).copied());
-        let response = match address {
-            Some(address) => {
-                let wanted = query.kind == packet::TYPE_A;
-                query.answer(wanted.then_some(Answer::Address(address)).as_ref())
-            }
-            None => query.refuse(packet::SERVER_FAILURE),
+        let Some(address) = address else {
+            debug!("no name server answers network={zone} name={}", query.name);
+            return query.refuse(packet::SERVER_FAILURE);
         };
-        if address.is_none() {
-            warn!("no name server answers network={} name={}", pending.zone, query.name);
-        }
-        self.reply(&pending.zone, pending.client, &response);
+        let wanted = query.kind == packet::TYPE_A;
+        query.answer(wanted.then_some(Answer::Address(address)).as_ref())
+    }
+}
+
+fn refused(packet: &[u8], code: u16) -> Vec<u8> {
+    match packet::parse(packet) {
+        Ok(query) => query.refuse(code),
+        Err(_) => packet::bare_refusal(packet, code),
     }
 }
 
@@ -416,12 +585,12 @@ fn strip_domain<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
 }
 
 /// A socket that hears only what comes over the bridge.
-fn listen(bridge: &LinkName, address: Ipv4Addr) -> io::Result<UdpSocket> {
+fn bound(bridge: &LinkName, address: Ipv4Addr, kind: SockType) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket: OwnedFd = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
+    let socket: OwnedFd = socket(AddressFamily::Inet, kind, flags, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::BindToDevice, &OsString::from(bridge.as_str()))?;
     let [a, b, c, d] = address.octets();
     bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, PORT))?;
-    Ok(socket.into())
+    Ok(socket)
 }

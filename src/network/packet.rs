@@ -11,6 +11,7 @@ const MAX_RECORDS: usize = 8;
 
 const FLAG_RESPONSE: u16 = 0x8000;
 const FLAG_AUTHORITATIVE: u16 = 0x0400;
+const FLAG_TRUNCATED: u16 = 0x0200;
 const FLAG_RECURSION_DESIRED: u16 = 0x0100;
 const FLAG_RECURSION_AVAILABLE: u16 = 0x0080;
 const OPCODE_MASK: u16 = 0x7800;
@@ -18,8 +19,11 @@ const CLASS_IN: u16 = 1;
 pub(super) const TYPE_A: u16 = 1;
 pub(super) const TYPE_PTR: u16 = 12;
 const TYPE_OPT: u16 = 41;
-/// Largest datagram that we promise to take.
+/// Largest question that is read, and largest datagram that we promise to take.
+pub(super) const MAX_QUERY: usize = 1232;
 const OPT_PAYLOAD: u16 = 1232;
+/// What every resolver takes as a datagram.
+const LEAST_PAYLOAD: u16 = 512;
 
 /// Response codes.
 pub(super) const NO_ERROR: u16 = 0;
@@ -40,7 +44,8 @@ pub(super) struct Query<'a> {
     pub(super) kind: u16,
     /// The question section as it came.
     pub(super) question: &'a [u8],
-    has_options: bool,
+    /// Largest datagram that the resolver takes, if it says so in an OPT record.
+    payload: Option<u16>,
 }
 
 /// Why a packet is no question for us.
@@ -61,6 +66,9 @@ pub(super) fn parse(packet: &[u8]) -> Result<Query<'_>, Unfit> {
     if flags & FLAG_RESPONSE != 0 {
         return Err(Unfit::Silent);
     }
+    if packet.len() > MAX_QUERY {
+        return Err(Unfit::Code(FORMAT_ERROR));
+    }
     if flags & OPCODE_MASK != 0 {
         return Err(Unfit::Code(NOT_IMPLEMENTED));
     }
@@ -75,8 +83,8 @@ pub(super) fn parse(packet: &[u8]) -> Result<Query<'_>, Unfit> {
         return Err(Unfit::Code(NOT_IMPLEMENTED));
     }
     let question = &packet[HEADER..end + 4];
-    let has_options = has_options(&packet[end + 4..], additional).ok_or(malformed)?;
-    Ok(Query { id, flags, name, kind, question, has_options })
+    let payload = options(&packet[end + 4..], additional).ok_or(malformed)?;
+    Ok(Query { id, flags, name, kind, question, payload })
 }
 
 /// Name of the question and the position behind it.
@@ -87,7 +95,8 @@ fn read_name(packet: &[u8]) -> Option<(String, usize)> {
         if length == 0 {
             return Some((if writable { name } else { String::new() }, at + 1));
         }
-        if length > MAX_LABEL || at + 1 + length - HEADER > MAX_NAME {
+        // The empty label at the end counts, too.
+        if length > MAX_LABEL || at + 1 + length - HEADER >= MAX_NAME {
             return None;
         }
         if !name.is_empty() {
@@ -101,21 +110,21 @@ fn read_name(packet: &[u8]) -> Option<(String, usize)> {
     }
 }
 
-/// Whether there is an OPT record; `None` = the records are malformed.
-fn has_options(mut records: &[u8], count: u16) -> Option<bool> {
+/// The payload in an OPT record, if there is one; `None` = the records are malformed.
+fn options(mut records: &[u8], count: u16) -> Option<Option<u16>> {
     for _ in 0..usize::from(count).min(MAX_RECORDS) {
         // The name of an OPT record is the root; other records are of no interest.
         if records.first() != Some(&0) {
-            return Some(false);
+            return Some(None);
         }
         let data = usize::from(u16_at(records, 9)?);
         let rest = records.get(11..)?.get(data..)?;
         if u16_at(records, 1)? == TYPE_OPT {
-            return Some(true);
+            return u16_at(records, 3).map(Some);
         }
         records = rest;
     }
-    Some(false)
+    Some(None)
 }
 
 /// Data of an answer.
@@ -136,6 +145,16 @@ impl Query<'_> {
         self.response(code, None)
     }
 
+    /// Says that the answer does not fit: the resolver asks again over TCP.
+    pub(super) fn truncated(&self) -> Vec<u8> {
+        self.response(FLAG_TRUNCATED, None)
+    }
+
+    /// Largest datagram that the resolver takes.
+    pub(super) fn payload(&self) -> usize {
+        usize::from(self.payload.unwrap_or(LEAST_PAYLOAD).max(LEAST_PAYLOAD))
+    }
+
     fn response(&self, flags: u16, answer: Option<&Answer>) -> Vec<u8> {
         let recursion = self.flags & FLAG_RECURSION_DESIRED | FLAG_RECURSION_AVAILABLE;
         let data = answer.map(record_data);
@@ -146,7 +165,7 @@ impl Query<'_> {
             1,
             u16::from(data.is_some()),
             0,
-            u16::from(self.has_options),
+            u16::from(self.payload.is_some()),
         ] {
             packet.extend_from_slice(&field.to_be_bytes());
         }
@@ -154,7 +173,7 @@ impl Query<'_> {
         if let Some((kind, data)) = data {
             record(&mut packet, kind, &data);
         }
-        if self.has_options {
+        if self.payload.is_some() {
             let [high, low] = OPT_PAYLOAD.to_be_bytes();
             packet.extend_from_slice(&[0, 0, 41, high, low, 0, 0, 0, 0, 0, 0]);
         }
@@ -280,6 +299,8 @@ pub(super) mod tests {
         assert_eq!(nothing[..12], [0, 7, 0x85, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
         let refused = parse(&plain).unwrap().refuse(NO_SUCH_NAME);
         assert_eq!(refused[2..4], [0x81, 0x83]);
+        let cut = parse(&plain).unwrap().truncated();
+        assert_eq!(cut[2..4], [0x83, 0x80]);
         let name = parse(&plain).unwrap().answer(Some(&Answer::Name("i.n".to_owned())));
         assert!(name.ends_with(b"\x00\x05\x01i\x01n\x00"));
     }
@@ -302,10 +323,59 @@ pub(super) mod tests {
         check(&|p| p.truncate(18), Unfit::Code(FORMAT_ERROR));
         check(&|p| p[20] = 3, Unfit::Code(NOT_IMPLEMENTED));
         check(&|p| p.truncate(23), Unfit::Code(FORMAT_ERROR));
+        check(&|p| p.resize(MAX_QUERY + 1, 0), Unfit::Code(FORMAT_ERROR));
         let refusal = bare_refusal(&good, FORMAT_ERROR);
         assert_eq!(refusal, [0, 1, 0x81, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
         let long = query(1, &vec!["a".repeat(63); 4].join("."), TYPE_A, false);
         assert!(parse(&long).is_err() || parse(&long).unwrap().name.len() <= MAX_NAME);
+    }
+
+    #[test]
+    fn payloads() {
+        let check = |options: bool, size: u16, expect: usize| {
+            let mut packet = query(1, "a", TYPE_A, options);
+            if options {
+                let at = packet.len() - 8;
+                packet[at..at + 2].copy_from_slice(&size.to_be_bytes());
+            }
+            assert_eq!(parse(&packet).unwrap().payload(), expect);
+        };
+        check(false, 0, 512);
+        check(true, 0, 512);
+        check(true, 1232, 1232);
+        check(true, u16::MAX, 65_535);
+    }
+
+    /// A label of another length, or a pointer to somewhere, wherever that is possible.
+    #[test]
+    fn hostile_names() {
+        let good = query(1, "www.example.net1", TYPE_A, false);
+        for at in HEADER..good.len() - 4 {
+            for byte in 0..=u8::MAX {
+                let mut packet = good.clone();
+                packet[at] = byte;
+                if let Ok(query) = parse(&packet) {
+                    assert!(query.name.len() <= MAX_NAME && query.question.len() <= good.len());
+                    assert!(parse(&query.answer(None)) == Err(Unfit::Silent));
+                }
+            }
+        }
+        // 255 bytes are a name, one more is none.
+        for (last, expect) in [(61, true), (62, false)] {
+            let labels = [63, 63, 63, last].map(|length| "a".repeat(length)).join(".");
+            let mut packet = query(1, "", TYPE_A, false);
+            packet.truncate(HEADER);
+            for label in labels.split('.') {
+                packet.push(u8::try_from(label.len()).unwrap());
+                packet.extend_from_slice(label.as_bytes());
+            }
+            packet.extend_from_slice(&[0, 0, 1, 0, 1]);
+            assert_eq!(parse(&packet).is_ok(), expect, "{last}");
+        }
+        // What cannot be written as text is nobody's name.
+        let mut dotted = query(1, "ab", TYPE_A, false);
+        dotted[14] = b'.';
+        assert_eq!(parse(&dotted).unwrap().name, "");
     }
 
     #[test]

@@ -1,13 +1,20 @@
 //! Names, asked by instances over their own network.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::super::dns::MAX_PENDING;
+use mio::{Events, Poll};
+
+use super::super::dns::tcp::{MAX_CONNECTIONS, MAX_OF_ONE};
+use super::super::dns::{Dns, MAX_PENDING, Record};
+use super::super::naming::LinkName;
 use super::super::packet::tests::query;
-use super::super::packet::{TYPE_A, TYPE_PTR};
+use super::super::packet::{MAX_QUERY, TYPE_A, TYPE_PTR};
 use super::rig::{OUTSIDE, PATIENCE, Peer, Rig, UPLINK, on_a_host};
+use crate::model::id::{InstanceId, NetworkId};
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::mount::bind;
 use crate::sys::thread::spawn;
@@ -15,6 +22,10 @@ use crate::sys::thread::spawn;
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
 const NET2: (&str, &str, &str) = ("net2", "172.18.0.0/16", "172.18.0.1");
 const TYPE_AAAA: u16 = 28;
+const TYPE_TXT: u16 = 16;
+const NODE1: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+/// More than any datagram and than one piece of a connection.
+const LONG: usize = 20_000;
 
 /// Response code, number of answers, and the last four bytes of the message.
 type Reply = (u8, u8, [u8; 4]);
@@ -157,5 +168,342 @@ fn queries_under_way_are_limited() {
         let length = socket.recv(&mut refusal).unwrap();
         assert_eq!((length, refusal[3] & 0x0f), (12, 1));
         assert_eq!(ask(&rig.instance(&a), [172, 17, 0, 1], "cam", TYPE_A).1, 1);
+    });
+}
+
+/// The answer to a query with that many bytes of data behind the question.
+fn long_answer(query: &[u8], data: usize) -> Vec<u8> {
+    let mut response = query.to_vec();
+    response[2] |= 0x80;
+    response.resize(query.len() + data, 7);
+    response
+}
+
+/// Servers outside that know long answers; over datagrams, strangers are faster than they are.
+fn serve_long_answers(rig: &Rig, datagram: usize) {
+    let socket = rig.outside().udp(SocketAddr::from((OUTSIDE, 53)));
+    let listener = rig.outside().listen(53);
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    spawn("upstream", move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            let right = long_answer(&buffer[..length], datagram);
+            let (mut other_id, mut other_question) = (right.clone(), right.clone());
+            other_id[0] ^= 1;
+            other_question[13] ^= 1;
+            for response in [&buffer[..length], &other_id, &other_question, &[], &right] {
+                socket.send_to(response, client).unwrap();
+            }
+        }
+    })
+    .unwrap();
+    spawn("upstream-tcp", move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let query = read_message(&mut stream).unwrap();
+            write_message(&mut stream, &long_answer(&query, LONG)).unwrap();
+        }
+    })
+    .unwrap();
+}
+
+fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut message = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}
+
+fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).unwrap();
+    stream.write_all(&[&length.to_be_bytes(), message].concat())
+}
+
+fn connect(from: &Peer<'_>) -> TcpStream {
+    let stream = from.open(NODE1, 53).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn is_closed(stream: &mut TcpStream) -> bool {
+    match stream.read(&mut [0; 1]) {
+        Ok(length) => length == 0,
+        Err(err) => err.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
+#[test]
+fn long_answers_come_over_connections() {
+    on_a_host("dns_long_answers", |rig: &mut Rig| {
+        forget_host_servers();
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let [mut a, _] = two(rig);
+        // Nobody listens at the first address.
+        a.params.dns_servers = vec![UPLINK.to_string(), OUTSIDE.to_string()];
+        rig.net.attach(&a).unwrap();
+        serve_long_answers(rig, 600);
+        let one = rig.instance(&a);
+        let socket = one.udp((Ipv4Addr::UNSPECIFIED, 0).into());
+        socket.connect((NODE1, 53)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut buffer = [0; 2048];
+        // Without options a resolver takes 512 bytes; it is told to come again.
+        let plain = query(77, "example.com", TYPE_TXT, false);
+        socket.send(&plain).unwrap();
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!((length, buffer[2] & 0x02), (plain.len(), 2));
+        // With options that say so it takes more.
+        let mut large = query(77, "example.com", TYPE_TXT, true);
+        let at = large.len() - 8;
+        large[at..at + 2].copy_from_slice(&1232u16.to_be_bytes());
+        socket.send(&large).unwrap();
+        let length = socket.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..length], long_answer(&large, 600));
+        // Any length over a connection, which serves one question after the other.
+        let mut stream = connect(&one);
+        let own = query(78, "cam.net1", TYPE_A, false);
+        for question in [&plain, &own, &plain] {
+            write_message(&mut stream, question).unwrap();
+        }
+        assert_eq!(read_message(&mut stream).unwrap(), long_answer(&plain, LONG));
+        let answer = read_message(&mut stream).unwrap();
+        assert_eq!(
+            (&answer[..2], &answer[answer.len() - 4..]),
+            (&[0, 78][..], &[172, 17, 0, 2][..])
+        );
+        assert_eq!(read_message(&mut stream).unwrap(), long_answer(&plain, LONG));
+    });
+}
+
+#[test]
+fn connections_are_limited_and_bad_ones_end() {
+    on_a_host("dns_connections", |rig: &mut Rig| {
+        forget_host_servers();
+        rig.update(&[NET1]);
+        let plans: Vec<NetworkPlan> = (0..5u64)
+            .map(|number| rig.plan("net1", NET1.1, &format!("172.17.0.{}", number + 2), number))
+            .collect();
+        for plan in &plans {
+            rig.net.attach(plan).unwrap();
+        }
+        let own = query(1, "0.subj.svc", TYPE_A, false);
+        let works = |stream: &mut TcpStream| {
+            write_message(stream, &own).unwrap();
+            assert!(read_message(stream).unwrap().ends_with(&[172, 17, 0, 2]));
+        };
+        let one = rig.instance(&plans[0]);
+        let too_long = u16::try_from(MAX_QUERY + 1).unwrap().to_be_bytes();
+        for bad in [&[0, 0][..], &too_long, &[255, 255], &[0, 3, 1, 2, 3]] {
+            let mut stream = connect(&one);
+            stream.write_all(bad).unwrap();
+            assert!(is_closed(&mut stream), "{bad:?}");
+        }
+        // What is no question gets an error, and the connection lives on.
+        let mut stream = connect(&one);
+        write_message(&mut stream, &[0; 12]).unwrap();
+        assert_eq!(read_message(&mut stream).unwrap()[3] & 0x0f, 1);
+        works(&mut stream);
+        // In pieces, and half of one.
+        for byte in [0, u8::try_from(own.len()).unwrap()].iter().chain(&own) {
+            stream.write_all(&[*byte]).unwrap();
+        }
+        assert!(read_message(&mut stream).unwrap().ends_with(&[172, 17, 0, 2]));
+        stream.write_all(&[0]).unwrap();
+        drop(stream);
+        // So many of one address, so many in all.
+        let mut open: Vec<TcpStream> = Vec::new();
+        for plan in &plans[..4] {
+            let from = rig.instance(plan);
+            for _ in 0..MAX_OF_ONE {
+                let mut stream = connect(&from);
+                works(&mut stream);
+                open.push(stream);
+            }
+            assert!(is_closed(&mut connect(&from)));
+        }
+        assert_eq!(open.len(), MAX_CONNECTIONS);
+        let last = rig.instance(&plans[4]);
+        assert!(is_closed(&mut connect(&last)));
+        open.iter_mut().for_each(works);
+        open.pop();
+        // The name server learns of the end a moment later.
+        crate::sys::testing::wait_until("room for a connection", || {
+            let mut stream = connect(&last);
+            write_message(&mut stream, &own).is_ok() && read_message(&mut stream).is_ok()
+        });
+        assert_eq!(ask(&last, [172, 17, 0, 1], "subj.svc", TYPE_A).1, 1);
+    });
+}
+
+/// A name server on loopback whose clock the test sets.
+struct Bench {
+    dns: Dns,
+    poll: Poll,
+    zone: NetworkId,
+}
+
+impl Bench {
+    fn new(servers: &[IpAddr]) -> Self {
+        let poll = Poll::new().unwrap();
+        let mut dns = Dns::new(poll.registry().try_clone().unwrap(), true);
+        let zone = NetworkId::new("net1");
+        dns.open_zone(&zone, &LinkName::try_from("lo").unwrap(), Ipv4Addr::LOCALHOST);
+        let record = Record { address: [172, 17, 0, 2].into(), servers: servers.to_vec() };
+        dns.add(&zone, &InstanceId::new("i"), &["cam".to_owned()], record);
+        Self { dns, poll, zone }
+    }
+
+    /// Serves what is there at this time.
+    fn turn(&mut self, now: Duration) {
+        let mut events = Events::with_capacity(64);
+        // Loopback delivers before a send returns; a second round finds what the first one caused.
+        for _ in 0..3 {
+            self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            events.iter().for_each(|event| self.dns.ready(event.token(), now));
+            self.dns.tick(now);
+        }
+    }
+}
+
+#[test]
+fn silent_servers_are_given_up_in_time() {
+    on_a_host("dns_silence", |_: &mut Rig| {
+        forget_host_servers();
+        let silent: [UdpSocket; 2] =
+            [2, 3].map(|last| UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 53)).unwrap());
+        let servers: Vec<IpAddr> = silent.iter().map(|s| s.local_addr().unwrap().ip()).collect();
+        let mut bench = Bench::new(&servers);
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        client.connect((Ipv4Addr::LOCALHOST, 53)).unwrap();
+        client.set_nonblocking(true).unwrap();
+        silent.iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
+        let mut buffer = [0; 512];
+        let mut asked = |server: usize| silent[server].recv(&mut buffer).is_ok();
+        let at = Duration::from_millis;
+        client.send(&query(77, "example.com", TYPE_A, false)).unwrap();
+        bench.turn(at(0));
+        assert!(asked(0) && !asked(1));
+        bench.turn(at(999));
+        assert!(!asked(0) && !asked(1));
+        bench.turn(at(1000));
+        assert!(!asked(0) && asked(1));
+        bench.turn(at(4999));
+        assert!(client.recv(&mut [0; 512]).is_err());
+        bench.turn(at(5000));
+        assert_eq!(receive(&client).0, 2);
+        // A name that lives in another network is known here, if nobody else can say.
+        client.set_nonblocking(true).unwrap();
+        bench.dns.open_zone(
+            &NetworkId::new("net2"),
+            &LinkName::try_from("lo").unwrap(),
+            [127, 0, 0, 9].into(),
+        );
+        let far = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 9), 0)).unwrap();
+        far.connect((Ipv4Addr::new(127, 0, 0, 9), 53)).unwrap();
+        bench.dns.add(
+            &NetworkId::new("net2"),
+            &InstanceId::new("j"),
+            &[],
+            Record { address: [172, 18, 0, 2].into(), servers: servers.clone() },
+        );
+        far.send(&query(77, "cam", TYPE_A, false)).unwrap();
+        (10..=15).for_each(|second| bench.turn(at(second * 1000)));
+        assert_eq!(receive(&far), (0, 1, [172, 17, 0, 2]));
+    });
+}
+
+#[test]
+fn slow_connections_end() {
+    on_a_host("dns_slow_connections", |_: &mut Rig| {
+        forget_host_servers();
+        // Takes connections and says nothing.
+        let silent = std::net::TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), 53)).unwrap();
+        let mut bench = Bench::new(&[silent.local_addr().unwrap().ip()]);
+        let at = Duration::from_secs;
+        let open = || {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 53)).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
+        let mut idle = open();
+        bench.turn(at(0));
+        // A question that never ends; each byte of it is in time.
+        for second in 1..10u8 {
+            assert_eq!(idle.write(&[if second == 1 { 0 } else { 30 }]).unwrap(), 1);
+            bench.turn(at(second.into()));
+        }
+        assert!(!is_closed_now(&mut idle));
+        bench.turn(at(10));
+        assert!(is_closed_now(&mut idle));
+        let mut asking = open();
+        bench.turn(at(20));
+        write_message(&mut asking, &query(7, "example.com", TYPE_A, false)).unwrap();
+        bench.turn(at(21));
+        let (mut server, _) = silent.accept().unwrap();
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(read_message(&mut server).is_ok());
+        bench.turn(at(22));
+        asking.set_nonblocking(false).unwrap();
+        asking.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(read_message(&mut asking).unwrap()[3] & 0x0f, 2);
+        // They end with their network.
+        let zone = bench.zone.clone();
+        bench.dns.remove_zone(&zone);
+        assert!(is_closed(&mut asking));
+    });
+}
+
+fn is_closed_now(stream: &mut TcpStream) -> bool {
+    match stream.read(&mut [0; 1]) {
+        Ok(length) => length == 0,
+        Err(err) => err.kind() != io::ErrorKind::WouldBlock,
+    }
+}
+
+/// The resolver of the C library, in the namespace of an instance with its files.
+#[test]
+fn a_real_resolver_finds_names() {
+    on_a_host("dns_getent", |rig: &mut Rig| {
+        if Command::new("getent").arg("--version").stdout(Stdio::null()).status().is_err() {
+            println!("SKIP dns_getent: the program getent is missing");
+            return;
+        }
+        rig.add_outside();
+        rig.update(&[NET1, NET2]);
+        let [mut a, b] = two(rig);
+        a.params.dns_servers = vec![OUTSIDE.to_string()];
+        a.hosts =
+            vec![crate::model::node::Host { ip: "10.0.0.100".into(), hostname: "wwwivi".into() }];
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        serve_outside(rig, OUTSIDE.into());
+        for name in ["hosts", "resolv.conf"] {
+            bind(&a.etc_dir.join(name), &Path::new("/etc").join(name)).unwrap();
+        }
+        let names = tempfile::NamedTempFile::new().unwrap();
+        crate::sys::fs::write_plain(names.path(), b"hosts: files dns\n", 0o644).unwrap();
+        bind(names.path(), Path::new("/etc/nsswitch.conf")).unwrap();
+        let ask = |name: &str| {
+            let words = ["ahostsv4", name];
+            let output = rig.instance(&a).runs(Command::new("getent").args(words));
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.split_ascii_whitespace().next().unwrap_or_default().to_owned()
+        };
+        for (name, expect) in [
+            ("cam", "172.17.0.2"),
+            ("subj.svc", "172.17.0.2"),
+            ("1.subj.svc.net2", "172.18.0.2"),
+            (b.id.as_str(), "9.9.9.9"),
+            (&format!("{}.net2", b.id), "172.18.0.2"),
+            ("example.com", "9.9.9.9"),
+            ("wwwivi", "10.0.0.100"),
+            ("localhost", "127.0.0.1"),
+        ] {
+            assert_eq!(ask(name), expect, "{name}");
+        }
+        let reverse = rig.instance(&a).runs(Command::new("getent").args(["hosts", "172.18.0.2"]));
+        let expect = format!("172.18.0.2      {}.net2\n", b.id);
+        assert_eq!(String::from_utf8(reverse.stdout).unwrap(), expect);
     });
 }

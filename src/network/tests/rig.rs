@@ -397,6 +397,12 @@ impl Peer<'_> {
         }
     }
 
+    /// Runs a program there.
+    pub(super) fn runs(&self, command: &mut Command) -> std::process::Output {
+        let child = self.inside(|| command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn());
+        child.unwrap().wait_with_output().unwrap()
+    }
+
     pub(super) fn listen(&self, port: u16) -> TcpListener {
         self.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap()
     }
