@@ -204,7 +204,13 @@ impl Unit {
         self.dir.join("run")
     }
 
-    fn log_tail(&self) -> String {
+    /// Where the packages lie that the unit offers.
+    pub(crate) fn packages(&self) -> PathBuf {
+        self.dir.join("packages")
+    }
+
+    /// The last lines that the daemon logged.
+    pub(crate) fn log_tail(&self) -> String {
         let text = fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
