@@ -7,14 +7,16 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 use serde_json::Value;
 
 use crate::model::event::Exit;
@@ -32,6 +34,12 @@ pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How much of the runtime's log is read, in bytes.
 pub const LOG_MAX: usize = 4096;
+
+/// Lines of the error output that are reported, the last ones.
+const COMPLAINT_LINES: usize = 3;
+
+/// What a pipe holds at most, in bytes.
+const PIPE_MAX: u64 = 64 << 10;
 
 /// Longest file with the state of a container that is read, in bytes.
 const STATE_MAX: u64 = 1 << 20;
@@ -198,22 +206,29 @@ impl Crun {
         let command = format!("{name} {}", verb.unwrap_or_default());
         let mut argv = self.global_arguments(program, bundle);
         argv.extend(arguments);
-        let (stdout, stderr) = match stdio {
-            Some(Stdio { stdout, stderr }) => (Some(stdout), Some(stderr)),
-            None => (None, None),
+        let (stdout, stderr, complaint) = match stdio {
+            Some(Stdio { stdout, stderr }) => {
+                let complaint = Complaint::in_sink(&stderr);
+                (Some(stdout), Some(stderr), complaint)
+            }
+            None => {
+                let (complaint, stderr) = Complaint::in_pipe();
+                (None, stderr, complaint)
+            }
         };
         let request = Command { argv, stdout, stderr, deadline: self.deadline };
         let end = match self.processes.run(request) {
             Ok(end) => end,
             Err(source) => return Err(Error::NotRun { command, source }),
         };
-        let message = take_message(&log_file(bundle));
+        let logged = take_message(&log_file(bundle));
+        let message = || logged.or_else(|| complaint.text()).unwrap_or_else(no_message);
         match end.exit {
             _ if end.timed_out => {
-                Err(Error::TimedOut { command, deadline: self.deadline, message })
+                Err(Error::TimedOut { command, deadline: self.deadline, message: message() })
             }
             Exit::Code(0) => Ok(()),
-            exit => Err(Error::Command { command, exit, message }),
+            exit => Err(Error::Command { command, exit, message: message() }),
         }
     }
 
@@ -386,8 +401,68 @@ fn open_init(pid: u32) -> Result<(OwnedFd, u64), Error> {
     Ok((pidfd, start_time))
 }
 
+/// What a runtime writes to its error output: where it has no log yet, that is all it says (a
+/// library that is missing, an option that it does not know).
+enum Complaint {
+    /// Of a command with an output of its own. A full pipe refuses more, so that nothing blocks.
+    Pipe(File),
+    /// The container's sink, and what it held before.
+    Sink(File, u64),
+    /// The container's sink cannot be read: it is a stream to the journal.
+    Unread,
+}
+
+impl Complaint {
+    fn in_pipe() -> (Self, Option<OwnedFd>) {
+        match pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) {
+            Ok((read, write)) => (Self::Pipe(read.into()), Some(write)),
+            Err(_) => (Self::Unread, None),
+        }
+    }
+
+    fn in_sink(stderr: &OwnedFd) -> Self {
+        let again = format!("/proc/self/fd/{}", stderr.as_raw_fd());
+        let opened = stderr.try_clone().map(File::from).and_then(|sink| sink.metadata());
+        match opened {
+            Ok(meta) if meta.is_file() => {
+                File::open(again).map_or(Self::Unread, |file| Self::Sink(file, meta.len()))
+            }
+            _ => Self::Unread,
+        }
+    }
+
+    /// The end of it, in one line.
+    fn text(&self) -> Option<String> {
+        let mut buffer = [0; LOG_MAX];
+        let length = match self {
+            Self::Pipe(pipe) => {
+                let mut whole = Vec::new();
+                // Ends at once with an error when another process still holds the pipe.
+                let _ = pipe.take(PIPE_MAX).read_to_end(&mut whole);
+                let end = &whole[whole.len().saturating_sub(LOG_MAX)..];
+                buffer[..end.len()].copy_from_slice(end);
+                end.len()
+            }
+            Self::Sink(file, before) => {
+                let size = file.metadata().ok()?.len();
+                let start = size.saturating_sub(LOG_MAX as u64).max(*before);
+                file.read_at(&mut buffer, start).ok()?
+            }
+            Self::Unread => return None,
+        };
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let from = lines.len().saturating_sub(COMPLAINT_LINES);
+        (!lines.is_empty()).then(|| lines[from..].join("; "))
+    }
+}
+
+fn no_message() -> String {
+    "no message".to_owned()
+}
+
 /// Reads the last message of the runtime's log and removes the log.
-fn take_message(path: &Path) -> String {
+fn take_message(path: &Path) -> Option<String> {
     let message = File::open(path).and_then(|file| {
         let mut buffer = [0; LOG_MAX];
         let start = file.metadata()?.len().saturating_sub(buffer.len() as u64);
@@ -396,7 +471,7 @@ fn take_message(path: &Path) -> String {
     });
     // One that stays is appended to, and removed with its bundle.
     let _ = fs::remove_file(path);
-    message.ok().flatten().unwrap_or_else(|| "no message".to_owned())
+    message.ok().flatten()
 }
 
 fn last_message(log: &str) -> Option<String> {

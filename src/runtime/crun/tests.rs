@@ -29,6 +29,8 @@ struct Recorded {
     lines: Mutex<Vec<String>>,
     end: CommandEnd,
     log: &'static str,
+    /// On its error output.
+    said: &'static str,
 }
 
 impl Processes for Recorded {
@@ -38,12 +40,23 @@ impl Processes for Recorded {
         if let Some(log) = words.iter().position(|word| *word == "--log") {
             files::write_plain(Path::new(words[log + 1]), self.log.as_bytes(), 0o600).unwrap();
         }
+        if let Some(stderr) = command.stderr {
+            std::io::Write::write_all(&mut File::from(stderr), self.said.as_bytes()).unwrap();
+        }
         Ok(self.end)
     }
 
     fn watch(&self, _: Watch) -> Result<(), Failure> {
         Ok(())
     }
+}
+
+/// A spool that holds something already.
+fn spool(dir: &Path) -> Stdio {
+    let path = dir.join("spool");
+    files::write_plain(&path, b"of an earlier start\n", 0o600).unwrap();
+    let open = || File::options().append(true).open(&path).unwrap().into();
+    Stdio { stdout: open(), stderr: open() }
 }
 
 fn devnull() -> Stdio {
@@ -53,6 +66,17 @@ fn devnull() -> Stdio {
 
 /// Commands that a create, start and delete give, and the error of the create.
 fn recorded(flavour: Flavour, end: CommandEnd, log: &'static str) -> (String, String) {
+    let (lines, create, _) = spoken(flavour, end, log, "");
+    (lines, create)
+}
+
+/// As `recorded`, with something on the error output; the error of the start too.
+fn spoken(
+    flavour: Flavour,
+    end: CommandEnd,
+    log: &'static str,
+    said: &'static str,
+) -> (String, String, String) {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().to_owned();
     let binary = match flavour {
@@ -65,13 +89,13 @@ fn recorded(flavour: Flavour, end: CommandEnd, log: &'static str) -> (String, St
         cgroup_parent: "/aos".into(),
         layout: Layout::default(),
     };
-    let processes = Arc::new(Recorded { lines: Mutex::default(), end, log });
+    let processes = Arc::new(Recorded { lines: Mutex::default(), end, log, said });
     let crun = Crun::new(settings, processes.clone()).unwrap();
     let bundle = run_dir.join("runtime").join(ID);
     fs::create_dir_all(&bundle).unwrap();
-    let error = crun.create(&id(), &bundle, devnull()).unwrap_err();
+    let error = crun.create(&id(), &bundle, spool(dir.path())).unwrap_err();
     assert!(!log_file(&bundle).exists());
-    let _ = crun.start(&id());
+    let start = crun.start(&id()).err().map(|failure| failure.message).unwrap_or_default();
     fs::create_dir(crun.state_dir(&id())).unwrap();
     assert_eq!(crun.survey(), [id()]);
     crun.delete(&id()).unwrap();
@@ -82,7 +106,8 @@ fn recorded(flavour: Flavour, end: CommandEnd, log: &'static str) -> (String, St
     assert_eq!(crun.survey(), []);
     let lines = processes.lines.lock().unwrap().join("\n");
     let run_dir = run_dir.to_str().unwrap();
-    (lines.replace(run_dir, "RUN").replace(ID, "ID"), error.message.replace(run_dir, "RUN"))
+    let short = |text: String| text.replace(run_dir, "RUN");
+    (short(lines).replace(ID, "ID"), short(error.message), short(start))
 }
 
 #[test]
@@ -135,7 +160,7 @@ fn messages_of_logs() {
     let path = dir.path().join("log");
     let check = |log: &str, expect: &str| {
         files::write_plain(&path, log.as_bytes(), 0o600).unwrap();
-        assert_eq!(take_message(&path), expect, "{log}");
+        assert_eq!(take_message(&path).unwrap_or_else(no_message), expect, "{log}");
         assert!(!path.exists());
     };
     check("{\"msg\":\"one\"}", "one");
@@ -146,7 +171,28 @@ fn messages_of_logs() {
     check(&long, "end");
     let cut = format!("{{\"msg\":\"{}\"}}\n", "x".repeat(LOG_MAX));
     check(&cut, "no message");
-    assert_eq!(take_message(&path), "no message");
+    assert_eq!(take_message(&path), None);
+}
+
+#[test]
+fn complaints_on_the_error_output() {
+    let check = |log: &'static str, said: &'static str, expect: &str| {
+        let end = CommandEnd { exit: Exit::Code(127), timed_out: false };
+        let (_, create, start) = spoken(Flavour::Crun, end, log, said);
+        assert_eq!(create, format!("crun create exited with code 127: {expect}"));
+        assert_eq!(start, format!("crun start exited with code 127: {expect}"));
+    };
+    let loader = "crun: error while loading shared libraries: libyajl.so.2: cannot open";
+    check(
+        "",
+        "\n crun: error while loading shared libraries: libyajl.so.2: cannot open \n",
+        loader,
+    );
+    check("", "one\ntwo\nthree\nfour\n", "two; three; four");
+    check("{\"msg\":\"logged\"}", "said\n", "logged");
+    check("", " \n", "no message");
+    let long: &'static str = Box::leak(format!("{}\nend\n", "x".repeat(3 * LOG_MAX)).into());
+    check("", long, &format!("{}; end", "x".repeat(LOG_MAX - 5)));
 }
 
 /// A runtime of this host with the real event loop.
