@@ -37,6 +37,7 @@ use crate::logs::sink::Sinks;
 use crate::model::event::{Event, IamCommand};
 use crate::model::id::InstanceId;
 use crate::model::job::{ExecJob, FetchJob, StopScope};
+use crate::model::node::NodeConfig;
 use crate::model::status::ErrorInfo;
 use crate::monitor::{self, MonitorCommand};
 use crate::network::{self, NetHandle, NetThread};
@@ -400,33 +401,25 @@ pub fn reset(config: &Config) -> Result<(), Error> {
     first
 }
 
-/// The stored node configuration, or why it cannot be used.
+/// The stored node configuration, its backup where that cannot be used, or why there is none.
 fn node_config(config: &Config) -> NodeConfigState {
-    let broken = |message: String| NodeConfigState {
-        error: Some(ErrorInfo::text(message)),
-        ..NodeConfigState::default()
+    let unusable = |message: String| {
+        log::error!("node configuration cannot be used err={message}");
+        NodeConfigState { error: Some(ErrorInfo::text(message)), ..NodeConfigState::default() }
     };
-    match NodeFile::read(&config.node_config_file) {
-        Ok(None) => NodeConfigState::default(),
-        Err(error) => {
-            let error = ErrorInfo::of(&error);
-            log::error!("node configuration cannot be used err={}", error.message);
-            broken(error.message)
-        }
-        Ok(Some(file)) => match settings::decode_node_config(&file.json) {
-            Ok(mut decoded) => {
-                decoded.version.clone_from(&file.version);
-                let error = file.damage.map(ErrorInfo::text);
-                NodeConfigState {
-                    version: file.version,
-                    config: Arc::new(decoded),
-                    error,
-                    ..NodeConfigState::default()
-                }
-            }
-            Err(error) => broken(ErrorInfo::of(&error).message),
-        },
-    }
+    let decode = |json: &str| settings::decode_node_config(json);
+    let (file, decoded) = match NodeFile::read_decoded(&config.node_config_file, decode) {
+        Ok(Some(found)) => found,
+        Ok(None) => return NodeConfigState::default(),
+        Err(error) => return unusable(ErrorInfo::of(&error).message),
+    };
+    let mut state = match file.damage {
+        Some(message) => unusable(message),
+        None => NodeConfigState::default(),
+    };
+    state.config = Arc::new(NodeConfig { version: file.version.clone(), ..decoded });
+    state.version = file.version;
+    state
 }
 
 fn make_directories(config: &Config) -> Result<(), Error> {

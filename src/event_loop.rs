@@ -387,6 +387,7 @@ impl EventLoop {
                     self.notify("STOPPING=1");
                     tell(core, Event::Stop);
                 }
+                SIGHUP => tell(core, Event::Reload),
                 other => log::info!("signal ignored signal={other}"),
             }
         }
@@ -618,7 +619,9 @@ mod tests {
     fn signals_stop_once() {
         in_own_process("event_loop::tests::signals_stop_once", || {
             with_loop(|handle, events| {
-                for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGTERM] {
+                kill(Pid::this(), Signal::SIGHUP).unwrap();
+                assert!(matches!(events.recv_timeout(PATIENCE).unwrap(), Event::Reload));
+                for signal in [Signal::SIGUSR1, Signal::SIGTERM] {
                     kill(Pid::this(), signal).unwrap();
                 }
                 assert!(matches!(events.recv_timeout(PATIENCE).unwrap(), Event::Stop));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::core::Effect;
 use crate::core::instance::{Instance, Phase, Secret, Verdict};
+use crate::core::secrets::Leaving;
 use crate::core::state::{Orphan, State, Survey};
 use crate::model::command::CmCommand;
 use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
@@ -47,7 +48,11 @@ impl State {
             }
             Event::Traffic { rows, gone } => self.traffic_counted(rows, gone),
             Event::Alert(alert) => self.alerts.push(alert),
-            Event::NodeConfigStored { session, result } => self.node_config_done(session, result),
+            Event::NodeConfigStored { session, faults, result } => {
+                self.node_config_done(now, session, &faults, result);
+            }
+            Event::DevicesValidated(faults) => self.devices_validated(now, faults),
+            Event::Reload => self.validation_due = true,
             Event::ClockChanged => self.stale_goals = true,
             Event::Ping => self.pong_due = true,
             Event::Stop => self.stop(now),
@@ -170,8 +175,10 @@ impl State {
         for ident in gone {
             let Some(id) = self.by_ident.remove(&ident) else { continue };
             self.changes.push(Change::RemoveInstance(id.clone()));
-            if let Some(instance) = self.instances.get_mut(&id) {
-                instance.wanted = false;
+            let Some(instance) = self.instances.get_mut(&id) else { continue };
+            instance.wanted = false;
+            if instance.registered {
+                self.leaves_iam(id, ident);
             }
         }
     }
@@ -203,8 +210,11 @@ impl State {
             id: id.clone(),
             instance: desired.clone(),
         }));
+        // What IAM may still know of an earlier instance goes before this one is registered.
+        let registered = self.comes_back(&ident);
         self.by_ident.insert(ident, id.clone());
-        self.instances.insert(id.clone(), Instance::new(id, desired));
+        let instance = Instance { registered, ..Instance::new(id.clone(), desired) };
+        self.instances.insert(id, instance);
     }
 
     fn iam_event(&mut self, event: IamEvent) {
@@ -224,9 +234,11 @@ impl State {
                     self.secrets_lost();
                 }
                 self.recheck_adopted_secrets();
+                self.leaving.values_mut().for_each(Leaving::ask_again);
             }
             IamEvent::Down => self.iam_up = false,
             IamEvent::Registered { id, ask, result } => self.registered(&id, ask, result),
+            IamEvent::Unregistered { ask, done } => self.unregistered(ask, done),
         }
     }
 
@@ -275,8 +287,10 @@ impl State {
         for Found { id, record } in found {
             let service = record.as_ref().map(Record::service);
             let Some(instance) = self.instances.get_mut(&id) else {
-                if let Some(record) = record.filter(|r| !r.secret_hash.is_empty()) {
-                    self.unregister.push((id.clone(), record.ident));
+                if let Some(record) = record.filter(|r| !r.secret_hash.is_empty())
+                    && !self.by_ident.contains_key(&record.ident)
+                {
+                    self.leaves_iam(id.clone(), record.ident);
                 }
                 self.orphans.insert(id, Orphan { service, ..Orphan::default() });
                 continue;
@@ -432,32 +446,6 @@ impl State {
         if outcome.errors.is_empty() || orphan.failed_removals >= MAX_REMOVALS {
             self.orphans.remove(id);
         }
-    }
-
-    fn node_config_done(&mut self, session: Session, result: Result<(), Failure>) {
-        self.node_config.busy = false;
-        let candidate = self.node_config.candidate.take();
-        let error = match result {
-            Ok(()) => {
-                if let Some(config) = candidate {
-                    log::info!("node configuration set version={}", config.version);
-                    self.node_config.version = config.version.clone();
-                    self.node_config.config = Arc::new(config);
-                    self.node_config.error = None;
-                    self.node_rules_due = true;
-                    self.stale_goals = true;
-                }
-                None
-            }
-            Err(failure) => Some(ErrorInfo::text(failure.message)),
-        };
-        self.cm.answers.push_back((
-            session,
-            CmReport::NodeConfigStatus(crate::model::status::NodeConfigStatus {
-                error,
-                ..Default::default()
-            }),
-        ));
     }
 
     fn stop(&mut self, now: Now) {

@@ -23,6 +23,7 @@ pub mod node_config;
 pub mod version;
 pub mod stop_signal;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
@@ -44,6 +45,9 @@ pub enum Effect {
     /// One transaction.
     Store(Vec<Change>),
     NodeConfig(NodeConfigWork),
+    /// Does this host have the devices of the configuration in force? Answered by
+    /// `Event::DevicesValidated`.
+    ValidateDevices(Arc<NodeConfig>),
     Exec(ExecJob),
     Fetch(FetchJob),
     /// The complete set of networks; answered by `Event::NetworksUpdated`.

@@ -81,6 +81,9 @@ impl State {
         if std::mem::take(&mut self.node_rules_due) {
             effects.push(Effect::NodeRules(self.node_config.config.alert_rules.clone()));
         }
+        if std::mem::take(&mut self.validation_due) {
+            effects.push(Effect::ValidateDevices(self.node_config.config.clone()));
+        }
         effects.append(&mut self.lives);
     }
 

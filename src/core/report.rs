@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::core::instance::{Goal, Instance, Reported};
 use crate::core::state::{State, Survey};
 use crate::core::{Effect, NodeConfigWork};
+use crate::document::{NumberUnit, node_config};
 use crate::model::command::CmCommand;
 use crate::model::event::Session;
 use crate::model::status::{CmReport, ErrorInfo, InstanceStatus, NodeConfigStatus, RunState};
@@ -71,7 +72,7 @@ impl State {
             node_id: self.node.as_ref().map(|n| n.node_id.clone()).unwrap_or_default(),
             node_type: self.node.as_ref().map(|n| n.node_type.clone()).unwrap_or_default(),
             version: self.node_config.version.clone(),
-            error: self.node_config.error.clone(),
+            error: self.node_config.status_error(),
         }
     }
 
@@ -120,7 +121,7 @@ impl State {
         store: bool,
         effects: &mut Vec<Effect>,
     ) {
-        match crate::document::node_config::parse(&json, crate::document::NumberUnit::Seconds) {
+        match node_config::parse_new(&json, NumberUnit::Seconds) {
             Ok(mut config) => {
                 config.version = version;
                 self.node_config.busy = true;

@@ -5,6 +5,7 @@
 //! before the next registration of the same ident, and each question has a number: the answer to
 //! an older one is not taken for the answer to the newest.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +15,41 @@ use crate::core::instance::{Goal, Instance, Phase, Secret};
 use crate::core::state::{State, Survey};
 use crate::model::event::IamCommand;
 use crate::model::failure::Failure;
-use crate::model::id::InstanceId;
+use crate::model::id::{InstanceId, InstanceIdent};
 use crate::model::job::{Permissions, Record, StartKind};
 use crate::model::status::ErrorInfo;
+use crate::model::store::Change;
 use crate::ports::Now;
 
 /// An IAM that is up but does not answer a registration holds a full status no longer than this:
 /// two calls at their deadline.
 pub(crate) const IAM_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is left at IAM of an instance that is not wanted any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Leaving {
+    pub id: InstanceId,
+    /// Number of the removal that IAM was asked for.
+    pub ask: Option<u64>,
+    /// IAM was not reached; asked again when it comes back.
+    pub gave_up: bool,
+}
+
+impl Leaving {
+    /// What an earlier life left.
+    pub(crate) fn of(rows: Vec<(InstanceId, InstanceIdent)>) -> BTreeMap<InstanceIdent, Self> {
+        let entry = |(id, ident)| (ident, Self { id, ask: None, gave_up: false });
+        rows.into_iter().map(entry).collect()
+    }
+
+    pub(crate) fn ask_again(&mut self) {
+        self.gave_up = false;
+    }
+
+    fn is_due(&self) -> bool {
+        self.ask.is_none() && !self.gave_up
+    }
+}
 
 impl State {
     /// IAM may have restarted: ask again and compare.
@@ -79,10 +107,8 @@ impl State {
     /// Removals first: of instances that are gone, and of those whose permissions have changed
     /// before they had a container.
     pub(crate) fn plan_removals(&mut self, effects: &mut Vec<Effect>) {
-        for (id, ident) in std::mem::take(&mut self.unregister) {
-            effects.push(Effect::Iam(IamCommand::Unregister { id, ident }));
-        }
         let surveyed = self.survey == Survey::Done;
+        let mut removals = std::mem::take(&mut self.unregister);
         for instance in self.instances.values_mut().filter(|i| i.registered) {
             let gone = !instance.wanted && !instance.is_present();
             let changed = match &instance.goal {
@@ -96,10 +122,62 @@ impl State {
             if gone || changed {
                 instance.registered = false;
                 instance.secret = Secret::None;
-                let (id, ident) = (instance.id.clone(), instance.desired.ident.clone());
-                effects.push(Effect::Iam(IamCommand::Unregister { id, ident }));
+                removals.push((instance.id.clone(), instance.desired.ident.clone()));
             }
         }
+        // Those of earlier lives, and those for which IAM was not reached.
+        for (ident, leaving) in self.leaving.iter().filter(|(_, l)| surveyed && l.is_due()) {
+            let gone = !self.instances.contains_key(&leaving.id);
+            if gone && removals.iter().all(|(_, named)| named != ident) {
+                removals.push((leaving.id.clone(), ident.clone()));
+            }
+        }
+        for (id, ident) in removals {
+            self.asks += 1;
+            let ask = self.asks;
+            if let Some(leaving) = self.leaving.get_mut(&ident).filter(|l| l.id == id) {
+                leaving.ask = Some(ask);
+            }
+            effects.push(Effect::Iam(IamCommand::Unregister { id, ask, ident }));
+        }
+    }
+
+    /// An instance that IAM knows, or may, is not wanted any more: that is kept in a row until IAM
+    /// has heard of it, or the secret would stay valid when the daemon is killed before.
+    pub(crate) fn leaves_iam(&mut self, id: InstanceId, ident: InstanceIdent) {
+        self.leaving.insert(ident, Leaving { id, ask: None, gave_up: false });
+        self.store_leaving();
+    }
+
+    /// The ident is wanted again; whether IAM may know it from before. From here on the row of the
+    /// instance itself tells the next life to remove that registration first.
+    pub(crate) fn comes_back(&mut self, ident: &InstanceIdent) -> bool {
+        let known = self.leaving.remove(ident).is_some();
+        if known {
+            self.store_leaving();
+        }
+        known
+    }
+
+    /// The removal number `ask` is over.
+    pub(crate) fn unregistered(&mut self, ask: u64, done: bool) {
+        let Some((ident, leaving)) = self.leaving.iter_mut().find(|(_, l)| l.ask == Some(ask))
+        else {
+            return;
+        };
+        if !done {
+            (leaving.ask, leaving.gave_up) = (None, true);
+            return;
+        }
+        let ident = ident.clone();
+        self.leaving.remove(&ident);
+        self.store_leaving();
+    }
+
+    fn store_leaving(&mut self) {
+        let list = self.leaving.iter().map(|(ident, l)| (l.id.clone(), ident.clone())).collect();
+        self.changes.retain(|change| !matches!(change, Change::SetLeaving(_)));
+        self.changes.push(Change::SetLeaving(list));
     }
 
     pub(crate) fn plan_secret(&mut self, now: Now, id: &InstanceId, effects: &mut Vec<Effect>) {

@@ -8,6 +8,7 @@ use crate::core::env::Overrides;
 use crate::core::instance::{Instance, Phase};
 use crate::core::node_config::NodeConfigState;
 use crate::core::package::Packages;
+use crate::core::secrets::Leaving;
 use crate::model::command::CmCommand;
 use crate::model::desired::NetworkParams;
 use crate::model::event::Session;
@@ -162,12 +163,16 @@ pub struct State {
     pub reconnect_due: bool,
     pub node_info_due: bool,
     pub node_rules_due: bool,
+    /// The devices of the node configuration are to be looked up on this host.
+    pub validation_due: bool,
     /// Questions that IAM was asked so far.
     pub asks: u64,
     /// Images that could not be read yet because the exec threads have enough to do.
     pub reads_left: bool,
     /// Registrations to be dropped at IAM.
     pub unregister: Vec<(InstanceId, InstanceIdent)>,
+    /// Instances that are not wanted any more, but that IAM may still know; a row names them.
+    pub leaving: BTreeMap<InstanceIdent, Leaving>,
     pub(crate) deadline: Option<Duration>,
     /// When the first offline TTL ends, CLOCK_BOOTTIME; worked out with the goals.
     pub(crate) offline_deadline: Option<Duration>,
@@ -188,6 +193,12 @@ impl State {
         new_id: fn() -> InstanceId,
     ) -> Self {
         let mut changes = Vec::new();
+        let mut alerts = AlertRing::default();
+        if let Some(error) = &node_config.error {
+            let component = "aos-servicemanager".to_owned();
+            let payload = AlertPayload::Core { component, message: error.message.clone() };
+            alerts.push(Alert { time_ms: wall_ms, payload });
+        }
         if stored.offline.is_none() {
             // The time without the cloud begins with the database.
             let begin = Offline { accumulated_ms: 0, at_ms: wall_ms, online: false };
@@ -218,7 +229,7 @@ impl State {
             rejected: Vec::new(),
             orphans: BTreeMap::new(),
             overrides: Overrides::new(stored.env_overrides),
-            alerts: AlertRing::default(),
+            alerts,
             survey: Survey::Due,
             tidied: false,
             round: true,
@@ -233,9 +244,11 @@ impl State {
             changes,
             reconnect_due: false,
             node_rules_due: true,
+            validation_due: true,
             asks: 0,
             reads_left: false,
             unregister: Vec::new(),
+            leaving: Leaving::of(stored.leaving),
             deadline: None,
             offline_deadline: None,
             online_matters: false,

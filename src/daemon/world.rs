@@ -25,7 +25,7 @@ use crate::model::event::{Event, IamCommand, Session};
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{ExecJob, FetchJob};
-use crate::model::node::Device;
+use crate::model::node::{Device, DeviceFault, NodeConfig};
 use crate::model::status::{
     Alert, AlertPayload, CmReport, EnvStatus, ErrorInfo, LogPart, LogStatus, NodeMonitoring, chain,
 };
@@ -136,6 +136,9 @@ impl World {
         match effect {
             Effect::Store(changes) => self.store(changes, events),
             Effect::NodeConfig(work) => self.node_config(work, events),
+            Effect::ValidateDevices(config) => {
+                events.push(Event::DevicesValidated(device_faults(&config)));
+            }
             Effect::Exec(job) => queued("exec", parts.exec.try_send(job).is_ok()),
             Effect::Fetch(job) => queued("fetch", parts.fetch.try_send(job).is_ok()),
             Effect::Networks(networks) => {
@@ -302,26 +305,27 @@ impl World {
 
     /// Checks the devices of a node configuration against this host; stores it if asked.
     fn node_config(&mut self, work: NodeConfigWork, events: &mut Vec<Event>) {
-        let now_ms = self.parts.clock.now().wall_ms;
+        let faults = device_faults(&work.config);
         let mut result = Ok(());
-        for device in &work.config.devices {
-            let errors = device_errors(device);
-            if !errors.is_empty() {
-                let payload = AlertPayload::ResourceValidate { name: device.name.clone(), errors };
-                events.push(Event::Alert(Alert { time_ms: now_ms, payload }));
-                result = Err(Failure::text("device resources are not valid"));
-            }
-        }
-        if result.is_ok() && work.store {
+        if faults.is_empty() && work.store {
             let file = &self.parts.places.node_config_file;
             result = NodeFile::write(file, &work.json, &work.config.version)
                 .map_err(|e| Failure::lasting(&e));
         }
-        events.push(Event::NodeConfigStored { session: work.session, result });
+        events.push(Event::NodeConfigStored { session: work.session, faults, result });
     }
 }
 
-fn device_errors(device: &Device) -> Vec<ErrorInfo> {
+/// What this host lacks of the devices of a configuration.
+fn device_faults(config: &NodeConfig) -> Vec<DeviceFault> {
+    let fault = |device: &Device| {
+        let errors = device_errors(device);
+        (!errors.is_empty()).then(|| DeviceFault { device: device.name.clone(), errors })
+    };
+    config.devices.iter().filter_map(fault).collect()
+}
+
+fn device_errors(device: &Device) -> Vec<String> {
     let missing = device.host_devices.iter().filter_map(|entry| {
         let host = entry.split_once(':').map_or(entry.as_str(), |(host, _)| host);
         let there = host.starts_with("/dev/")
@@ -335,7 +339,7 @@ fn device_errors(device: &Device) -> Vec<ErrorInfo> {
                 .is_ok();
         (!known).then(|| format!("{name} group is not present on system"))
     };
-    missing.chain(device.groups.iter().filter_map(group)).map(ErrorInfo::text).collect()
+    missing.chain(device.groups.iter().filter_map(group)).collect()
 }
 
 impl Perform for World {
@@ -488,9 +492,7 @@ mod tests {
                 groups: vec![group.into()],
                 ..Device::default()
             };
-            let errors: Vec<String> =
-                device_errors(&device).into_iter().map(|e| e.message).collect();
-            assert_eq!(errors, expect);
+            assert_eq!(device_errors(&device), expect);
         };
         check("/dev/null", "root", &[]);
         check("/dev/null:/dev/nothing", "root", &[]);

@@ -3,8 +3,21 @@
 //! Pure; core calls it for a message and for the file at start. Not here: validation against the
 //! host, and which version wins (the message's, never the document's).
 
+use std::collections::BTreeSet;
+
 use super::{Error, NumberUnit, Object, alert_rules};
 use crate::model::node::{Device, Host, Mount, NodeConfig, Resource};
+
+/// Largest document of a message, bytes.
+pub const MAX_BYTES: usize = 1 << 20;
+/// Devices and resources, each.
+pub const MAX_ENTRIES: usize = 64;
+/// Entries of one list inside them.
+pub const MAX_LIST: usize = 64;
+/// Bytes of the name of a device or a resource.
+pub const MAX_NAME_BYTES: usize = 64;
+/// Users that one device can have at a time.
+pub const MAX_SHARED_COUNT: u64 = 65535;
 
 /// Decodes the text; `unit` is what a bare number means as a duration.
 pub fn parse(text: &str, unit: NumberUnit) -> Result<NodeConfig, Error> {
@@ -16,19 +29,12 @@ pub fn parse(text: &str, unit: NumberUnit) -> Result<NodeConfig, Error> {
         Some(version) => version,
         None => document.str("vendorVersion")?.unwrap_or_default(),
     };
-    let mut devices: Vec<Device> = Vec::new();
-    for entry in document.objects("devices")?.unwrap_or_default() {
-        let device = device(&entry)?;
-        // The first entry of a name wins.
-        if devices.iter().all(|known| known.name != device.name) {
-            devices.push(device);
-        }
-    }
+    let devices = document.objects("devices")?.unwrap_or_default();
     let entries = document.objects("resources")?.unwrap_or_default();
     Ok(NodeConfig {
         node_type: text_of(&document, "nodeType")?,
         version: version.to_owned(),
-        devices,
+        devices: devices.iter().map(device).collect::<Result<_, _>>()?,
         resources: entries.iter().map(resource).collect::<Result<_, _>>()?,
         alert_rules: alert_rules(&document, unit)?,
         labels: document.strings("labels")?.unwrap_or_default(),
@@ -77,6 +83,70 @@ fn host(entry: &Object<'_>) -> Result<Host, Error> {
     Ok(Host { ip: text_of(entry, "ip")?, hostname: text_of(entry, "hostname")? })
 }
 
+/// Decodes what is about to be checked or set, within the limits. Stored ones are taken as they are: the
+/// reference has no limits, and of several entries with one name the first wins.
+pub fn parse_new(text: &str, unit: NumberUnit) -> Result<NodeConfig, Error> {
+    if text.len() > MAX_BYTES {
+        let allowed = format!("at most {MAX_BYTES}");
+        return Err(refuse("document".to_owned(), format!("{} bytes", text.len()), allowed));
+    }
+    let config = parse(text, unit)?;
+    check_limits(&config)?;
+    Ok(config)
+}
+
+fn check_limits(config: &NodeConfig) -> Result<(), Error> {
+    at_most("devices", config.devices.len(), MAX_ENTRIES)?;
+    at_most("resources", config.resources.len(), MAX_ENTRIES)?;
+    at_most("labels", config.labels.len(), MAX_LIST)?;
+    check_names("devices", config.devices.iter().map(|device| &device.name))?;
+    check_names("resources", config.resources.iter().map(|resource| &resource.name))?;
+    for (index, device) in config.devices.iter().enumerate() {
+        let path = |key: &str| format!("devices[{index}].{key}");
+        at_most(&path("groups"), device.groups.len(), MAX_LIST)?;
+        at_most(&path("hostDevices"), device.host_devices.len(), MAX_LIST)?;
+        if device.shared_count > MAX_SHARED_COUNT {
+            let allowed = format!("an integer from 0 to {MAX_SHARED_COUNT}");
+            return Err(refuse(path("sharedCount"), device.shared_count.to_string(), allowed));
+        }
+    }
+    for (index, resource) in config.resources.iter().enumerate() {
+        let path = |key: &str| format!("resources[{index}].{key}");
+        at_most(&path("groups"), resource.groups.len(), MAX_LIST)?;
+        at_most(&path("mounts"), resource.mounts.len(), MAX_LIST)?;
+        at_most(&path("env"), resource.env.len(), MAX_LIST)?;
+        at_most(&path("hosts"), resource.hosts.len(), MAX_LIST)?;
+    }
+    Ok(())
+}
+
+fn at_most(key: &str, length: usize, most: usize) -> Result<(), Error> {
+    if length <= most {
+        return Ok(());
+    }
+    Err(refuse(key.to_owned(), format!("a list of {length}"), format!("at most {most} entries")))
+}
+
+fn check_names<'a>(list: &str, names: impl Iterator<Item = &'a String>) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    for (index, name) in names.enumerate() {
+        let key = || format!("{list}[{index}].name");
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
+            let allowed = format!("a name of 1 to {MAX_NAME_BYTES} bytes");
+            return Err(refuse(key(), format!("{} bytes", name.len()), allowed));
+        }
+        if !seen.insert(name) {
+            let allowed = "a name that no other entry has".to_owned();
+            return Err(refuse(key(), format!("{name:?}"), allowed));
+        }
+    }
+    Ok(())
+}
+
+fn refuse(key: String, value: String, allowed: String) -> Error {
+    Error::Value { key, value, allowed }
+}
+
 fn text_of(object: &Object<'_>, key: &str) -> Result<String, Error> {
     Ok(object.str(key)?.unwrap_or_default().to_owned())
 }
@@ -118,7 +188,7 @@ mod tests {
             groups: vec!["video".to_owned()],
             host_devices: vec!["/dev/video0".to_owned(), "/dev/media0:/dev/link0".to_owned()],
         };
-        assert_eq!(config.devices, [camera]);
+        assert_eq!(config.devices.first(), Some(&camera));
         let resource = &config.resources[0];
         assert_eq!(resource.env, ["A=1", "B=2"]);
         assert_eq!(resource.hosts[0].hostname, "h");
@@ -138,6 +208,75 @@ mod tests {
         assert_eq!(read("\u{feff}{}\n"), NodeConfig::default());
         assert_eq!(read(r#"{"vendorVersion": "5"}"#).version, "5");
         assert_eq!(read(r#"{"devices": null, "labels": null}"#), NodeConfig::default());
+    }
+
+    #[test]
+    fn limits() {
+        let list = |count: usize, entry: &dyn Fn(usize) -> String| {
+            (0..count).map(entry).collect::<Vec<_>>().join(",")
+        };
+        let device = |rest: &str| format!(r#"{{"devices": [{{"name": "d"{rest}}}]}}"#);
+        let resource = |rest: &str| format!(r#"{{"resources": [{{"name": "r"{rest}}}]}}"#);
+        let texts = |count: usize| list(count, &|_| r#""x""#.to_owned());
+        let objects = |count: usize| list(count, &|_| "{}".to_owned());
+        let named = |key: &str, count: usize| {
+            format!(r#"{{"{key}": [{}]}}"#, list(count, &|i| format!(r#"{{"name": "n{i}"}}"#)))
+        };
+        let check = |text: &str, expect: Option<&str>| {
+            let error = parse_new(text, NumberUnit::Seconds).err().map(|error| error.to_string());
+            assert_eq!(error.as_deref(), expect, "{text}");
+        };
+        check("{}", None);
+        let sized = |size: usize| format!("{{}}{}", " ".repeat(size - 2));
+        check(&sized(MAX_BYTES), None);
+        let expect = "document: 1048577 bytes is not allowed, expected at most 1048576";
+        check(&sized(MAX_BYTES + 1), Some(expect));
+        for key in ["devices", "resources"] {
+            check(&named(key, MAX_ENTRIES), None);
+            let expect = format!("{key}: a list of 65 is not allowed, expected at most 64 entries");
+            check(&named(key, MAX_ENTRIES + 1), Some(&expect));
+            let name = |length| format!(r#"{{"{key}": [{{"name": "{}"}}]}}"#, "n".repeat(length));
+            check(&name(MAX_NAME_BYTES), None);
+            for length in [0, MAX_NAME_BYTES + 1] {
+                let expect = format!(
+                    "{key}[0].name: {length} bytes is not allowed, expected a name of 1 to 64 bytes"
+                );
+                check(&name(length), Some(&expect));
+            }
+            let twice = format!(r#"{{"{key}": [{{"name": "a"}}, {{"name": "a"}}]}}"#);
+            let expect = format!(
+                "{key}[1].name: \"a\" is not allowed, expected a name that no other entry has"
+            );
+            check(&twice, Some(&expect));
+        }
+        check(&device(r#", "sharedCount": 65535"#), None);
+        check(
+            &device(r#", "sharedCount": 65536"#),
+            Some(
+                "devices[0].sharedCount: 65536 is not allowed, expected an integer from 0 to 65535",
+            ),
+        );
+        let full = |key: &str, entries: String| format!(r#", "{key}": [{entries}]"#);
+        for (key, of_device, is_text) in [
+            ("groups", true, true),
+            ("hostDevices", true, true),
+            ("groups", false, true),
+            ("mounts", false, false),
+            ("env", false, true),
+            ("hosts", false, false),
+        ] {
+            let whole = |count| {
+                let entries = if is_text { texts(count) } else { objects(count) };
+                let rest = full(key, entries);
+                if of_device { device(&rest) } else { resource(&rest) }
+            };
+            check(&whole(MAX_LIST), None);
+            let owner = if of_device { "devices" } else { "resources" };
+            let expect = format!(
+                "{owner}[0].{key}: a list of 65 is not allowed, expected at most 64 entries"
+            );
+            check(&whole(MAX_LIST + 1), Some(&expect));
+        }
     }
 
     #[test]

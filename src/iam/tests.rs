@@ -1,5 +1,6 @@
 //! The iam thread against an IAM double with a public and a protected server.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::{Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -111,6 +112,8 @@ struct Bed {
     subscriptions: Receiver<StreamCall>,
     certs: Arc<Certificates>,
     events: Receiver<Event>,
+    /// Removals that are over, and whether IAM has answered them.
+    removals: RefCell<Vec<bool>>,
     inbox: InboxSender<IamCommand>,
     thread: Option<JoinHandle<()>>,
 }
@@ -180,6 +183,7 @@ impl Bed {
             subscriptions,
             certs,
             events,
+            removals: RefCell::default(),
             inbox,
             thread: Some(thread),
         }
@@ -193,9 +197,14 @@ impl Bed {
     }
 
     fn event(&self) -> IamEvent {
-        match self.events.recv_timeout(LONG).expect("an event") {
-            Event::Iam(event) => event,
-            other => panic!("{other:?}"),
+        loop {
+            match self.events.recv_timeout(LONG).expect("an event") {
+                Event::Iam(IamEvent::Unregistered { ask: 9, done }) => {
+                    self.removals.borrow_mut().push(done);
+                }
+                Event::Iam(event) => return event,
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -272,7 +281,7 @@ fn register(name: &str) -> IamCommand {
 }
 
 fn unregister(name: &str) -> IamCommand {
-    IamCommand::Unregister { id: InstanceId::new(name), ident: ident(name) }
+    IamCommand::Unregister { id: InstanceId::new(name), ask: 9, ident: ident(name) }
 }
 
 #[test]
@@ -327,6 +336,9 @@ fn more_removals_than_instances_are_forgotten() {
     bed.comes_up(false);
     bed.secret("last");
     assert_eq!(bed.script.behaviour.lock().unwrap().removed.len(), WAITING_LIMIT);
+    let mut expect = vec![false];
+    expect.resize(WAITING_LIMIT + 1, true);
+    assert_eq!(*bed.removals.borrow(), expect);
 }
 
 #[test]
@@ -412,6 +424,9 @@ fn a_silent_iam_delays_a_registration_and_forgets_a_removal() {
     // The connection was in use before: that attempt is free, then two count.
     bed.script.until(|b| b.registered.iter().any(|r| r.1 == "b"));
     assert_eq!(bed.script.behaviour.lock().unwrap().removed, ["a", "a", "a"]);
+    bed.script.set(|b| b.silent = false);
+    bed.secret("b");
+    assert_eq!(*bed.removals.borrow(), [false]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ struct Stopped;
 
 enum Task {
     Register { id: InstanceId, ask: u64, ident: InstanceIdent, permissions: Arc<Permissions> },
-    Unregister { id: InstanceId, ident: InstanceIdent, tried: bool },
+    Unregister { id: InstanceId, ask: u64, ident: InstanceIdent, tried: bool },
 }
 
 impl Task {
@@ -169,18 +169,23 @@ impl Watch {
             IamCommand::Register { id, ask, ident, permissions } => {
                 Task::Register { id, ask, ident, permissions }
             }
-            IamCommand::Unregister { id, ident } => Task::Unregister { id, ident, tried: false },
+            IamCommand::Unregister { id, ask, ident } => {
+                Task::Unregister { id, ask, ident, tried: false }
+            }
         };
         // The newest wish for an instance replaces an older registration.
         self.tasks.retain(|t| !(t.is_registration() && t.id() == task.id()));
         let alike = self.tasks.iter().filter(|t| t.is_registration() == task.is_registration());
         if alike.count() < WAITING_LIMIT {
             self.tasks.push_back(task);
-        } else if let Task::Register { id, ask, .. } = task {
-            let failure = Failure::text("too many registrations wait for IAM");
-            self.report(IamEvent::Registered { id, ask, result: Err(failure) });
-        } else {
-            log::warn!("removal from IAM forgotten instance={}", task.id());
+            return Ok(());
+        }
+        match task {
+            Task::Register { id, ask, .. } => {
+                let failure = Failure::text("too many registrations wait for IAM");
+                self.report(IamEvent::Registered { id, ask, result: Err(failure) });
+            }
+            Task::Unregister { ask, ident, .. } => self.give_up_removal(ask, &ident),
         }
         Ok(())
     }
@@ -361,13 +366,13 @@ impl Watch {
             match self.attempt(&task)? {
                 Ok(()) => self.task_failures = 0,
                 // The connection broke while it was idle, which shows only now.
-                Err(_) if reused => self.put_back(Some(task)),
+                Err(_) if reused => self.put_back(task),
                 Err(error) => {
                     let pause = self.pause(self.task_failures);
                     self.task_failures += 1;
                     log::warn!("IAM takes no requests pause={pause:?} err={}", chain(&error));
                     self.retry_at = Some(now() + pause);
-                    self.put_back(tried(task));
+                    self.put_back_tried(task);
                     return Ok(());
                 }
             }
@@ -418,35 +423,37 @@ impl Watch {
                 });
                 self.report(IamEvent::Registered { id: id.clone(), ask: *ask, result });
             }
-            Task::Unregister { ident, .. } => {
+            Task::Unregister { ask, ident, .. } => {
                 if let Err(error) = answer {
                     log::debug!("removal refused instance={ident} err={}", chain(&error));
                 }
+                self.report(IamEvent::Unregistered { ask: *ask, done: true });
             }
         }
     }
 
     /// Back to the front. A newer wish for the instance replaces a registration, but never a
     /// removal: without it the next registration would keep the old permissions.
-    fn put_back(&mut self, task: Option<Task>) {
-        if let Some(task) = task
-            && !(task.is_registration() && self.tasks.iter().any(|newer| newer.id() == task.id()))
-        {
+    fn put_back(&mut self, task: Task) {
+        if !(task.is_registration() && self.tasks.iter().any(|newer| newer.id() == task.id())) {
             self.tasks.push_front(task);
         }
     }
-}
 
-/// What is left of a task that IAM did not take: a removal is repeated once.
-fn tried(task: Task) -> Option<Task> {
-    match task {
-        Task::Register { .. } => Some(task),
-        Task::Unregister { id, ident, tried: false } => {
-            Some(Task::Unregister { id, ident, tried: true })
+    /// A task that IAM did not take: a removal is repeated once.
+    fn put_back_tried(&mut self, task: Task) {
+        match task {
+            Task::Register { .. } => self.put_back(task),
+            Task::Unregister { id, ask, ident, tried: false } => {
+                self.put_back(Task::Unregister { id, ask, ident, tried: true });
+            }
+            Task::Unregister { ask, ident, .. } => self.give_up_removal(ask, &ident),
         }
-        Task::Unregister { ident, .. } => {
-            log::warn!("removal from IAM forgotten instance={ident}");
-            None
-        }
+    }
+
+    /// Core asks again when IAM comes back.
+    fn give_up_removal(&self, ask: u64, ident: &InstanceIdent) {
+        log::warn!("IAM was not reached for a removal instance={ident}");
+        self.report(IamEvent::Unregistered { ask, done: false });
     }
 }

@@ -9,7 +9,7 @@ use crate::model::command::CmCommand;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
 use crate::model::job::{JobDone, Permissions};
-use crate::model::node::NodeInfo;
+use crate::model::node::{DeviceFault, NodeInfo};
 use crate::model::status::Alert;
 use crate::model::traffic::TrafficRow;
 
@@ -50,11 +50,17 @@ pub enum Event {
         gone: Vec<Box<str>>,
     },
     Alert(Alert),
-    /// The node configuration file has been written, or not; made by the store.
+    /// A node configuration was checked against this host, and written if that was asked for and
+    /// no device has a fault.
     NodeConfigStored {
         session: Session,
+        faults: Vec<DeviceFault>,
         result: Result<(), Failure>,
     },
+    /// Devices of the configuration in force that this host does not have.
+    DevicesValidated(Vec<DeviceFault>),
+    /// SIGHUP: devices may have come or gone.
+    Reload,
     /// The wall clock was set, or the machine resumed.
     ClockChanged,
     /// The service watchdog asks whether core still turns.
@@ -119,6 +125,11 @@ pub enum IamEvent {
         ask: u64,
         result: Result<Arc<str>, Failure>,
     },
+    /// The removal with this number is over: IAM has answered, or was not reached (not `done`).
+    Unregistered {
+        ask: u64,
+        done: bool,
+    },
 }
 
 /// What the iam thread is asked.
@@ -132,8 +143,10 @@ pub enum IamCommand {
         ident: InstanceIdent,
         permissions: Arc<Permissions>,
     },
+    /// Answered by `IamEvent::Unregistered`.
     Unregister {
         id: InstanceId,
+        ask: u64,
         ident: InstanceIdent,
     },
     Stop,

@@ -46,6 +46,13 @@ pub struct Device {
     pub host_devices: Vec<String>,
 }
 
+/// Why a device of the configuration cannot be used on this host as it is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceFault {
+    pub device: String,
+    pub errors: Vec<String>,
+}
+
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Resource {
     pub name: String,

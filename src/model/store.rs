@@ -1,7 +1,7 @@
 //! What the database holds, as core sees it.
 
 use crate::model::desired::{DesiredInstance, EnvOverride, NetworkParams};
-use crate::model::id::{Digest, InstanceId, PackageKey, ServiceKey};
+use crate::model::id::{Digest, InstanceId, InstanceIdent, PackageKey, ServiceKey};
 use crate::model::job::Package;
 use crate::model::node::NodeInfo;
 use crate::model::service::{InstalledLayer, InstalledService};
@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub layers: Vec<InstalledLayer>,
     pub wanted: Vec<Wanted>,
     pub instances: Vec<StoredInstance>,
+    /// Instances that are not wanted any more, but that IAM may still know.
+    pub leaving: Vec<(InstanceId, InstanceIdent)>,
     pub networks: Vec<NetworkParams>,
     pub traffic: Vec<TrafficRow>,
 }
@@ -58,6 +60,8 @@ pub enum Change {
     RemoveWanted(PackageKey),
     PutInstance(StoredInstance),
     RemoveInstance(InstanceId),
+    /// Replaces the whole list.
+    SetLeaving(Vec<(InstanceId, InstanceIdent)>),
     /// Replaces the whole set.
     SetNetworks(Vec<NetworkParams>),
     SetNodeInfo(NodeInfo),

@@ -67,6 +67,7 @@ pub(super) fn write(batch: &mut Batch<'_>, change: &Change) -> rusqlite::Result<
         Change::PutInstance(stored) => put_instance(batch, stored),
         Change::RemoveInstance(id) => batch
             .execute("DELETE FROM instances WHERE id = :id", named_params! { ":id": id.as_str() }),
+        Change::SetLeaving(list) => put_meta(batch, rows::META_LEAVING, &json::write_leaving(list)),
         Change::SetNetworks(networks) => set_networks(batch, networks),
         Change::SetNodeInfo(node) => {
             put_meta(batch, rows::META_NODE_INFO, &json::write_node_info(node))
@@ -98,6 +99,7 @@ pub(super) fn name_of(change: &Change) -> &'static str {
         Change::RemoveWanted(_) => "remove wanted package",
         Change::PutInstance(_) => "put instance",
         Change::RemoveInstance(_) => "remove instance",
+        Change::SetLeaving(_) => "set leaving instances",
         Change::SetNetworks(_) => "set networks",
         Change::SetNodeInfo(_) => "set node info",
         Change::SetEnvOverrides(_) => "set override variables",

@@ -11,6 +11,7 @@ use crate::calendar;
 use crate::model::desired::{
     EnvOverride, EnvVariable, FirewallRule, InstanceFilter, InstanceNetwork,
 };
+use crate::model::id::{InstanceId, InstanceIdent, ServiceId, SubjectId};
 use crate::model::node::{NodeInfo, Partition};
 use crate::model::store::Offline;
 
@@ -215,4 +216,35 @@ pub(super) fn write_offline(offline: &Offline) -> String {
 pub(super) fn read_offline(text: &str) -> Result<Offline, Error> {
     let OfflineJson { accumulated_ms, at_ms, online } = parse(text)?;
     Ok(Offline { accumulated_ms, at_ms, online })
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeavingJson {
+    id: String,
+    service_id: String,
+    subject_id: String,
+    instance: u64,
+}
+
+pub(super) fn write_leaving(list: &[(InstanceId, InstanceIdent)]) -> String {
+    let json = |(id, ident): &(InstanceId, InstanceIdent)| LeavingJson {
+        id: id.as_str().to_owned(),
+        service_id: ident.service_id.as_str().to_owned(),
+        subject_id: ident.subject_id.as_str().to_owned(),
+        instance: ident.instance,
+    };
+    write(&list.iter().map(json).collect::<Vec<_>>())
+}
+
+pub(super) fn read_leaving(text: &str) -> Result<Vec<(InstanceId, InstanceIdent)>, Error> {
+    let read = |json: LeavingJson| {
+        let ident = InstanceIdent {
+            service_id: ServiceId::new(&json.service_id),
+            subject_id: SubjectId::new(&json.subject_id),
+            instance: json.instance,
+        };
+        (InstanceId::new(&json.id), ident)
+    };
+    Ok(parse::<Vec<LeavingJson>>(text)?.into_iter().map(read).collect())
 }

@@ -41,6 +41,11 @@ pub enum Error {
         #[source]
         source: document::Error,
     },
+    #[error("node configuration is not valid")]
+    Content {
+        #[source]
+        source: document::Error,
+    },
 }
 
 /// A stored node configuration.
@@ -55,17 +60,25 @@ pub struct NodeFile {
 }
 
 impl NodeFile {
-    /// Reads the file, or its backup when the file cannot be read or parsed. `None` = no file. An
+    /// Reads and decodes the file, or its backup when the file cannot be used. `None` = no file. An
     /// error = neither is usable; its text is for the registration at the CM.
-    pub fn read(path: &Path) -> Result<Option<Self>, Error> {
+    pub fn read_decoded<T>(
+        path: &Path,
+        decode: impl Fn(&str) -> Result<T, document::Error>,
+    ) -> Result<Option<(Self, T)>, Error> {
+        let load = |path: &Path| {
+            let Some(file) = load(path)? else { return Ok(None) };
+            let decoded = decode(&file.json).map_err(|source| Error::Content { source })?;
+            Ok(Some((file, decoded)))
+        };
         let error = match load(path) {
             Err(error) => error,
             other => return other,
         };
         match load(&backup(path)) {
-            Ok(Some(file)) => {
+            Ok(Some((file, decoded))) => {
                 log::error!("node configuration replaced by its backup err={}", chain(&error));
-                Ok(Some(Self { damage: Some(chain(&error)), ..file }))
+                Ok(Some((Self { damage: Some(chain(&error)), ..file }, decoded)))
             }
             Ok(None) | Err(_) => Err(error),
         }
@@ -154,6 +167,10 @@ mod tests {
         (dir, path)
     }
 
+    fn read(path: &Path) -> Result<Option<NodeFile>, Error> {
+        Ok(NodeFile::read_decoded(path, |_| Ok(()))?.map(|(file, ())| file))
+    }
+
     fn put(path: &Path, text: &str) {
         fs::write_plain(path, text.as_bytes(), 0o644).unwrap();
     }
@@ -163,7 +180,7 @@ mod tests {
         let check = |json: &str, version: &str, expect: &str| {
             let (_dir, path) = place();
             NodeFile::write(&path, json, version).unwrap();
-            let file = NodeFile::read(&path).unwrap().unwrap();
+            let file = read(&path).unwrap().unwrap();
             assert_eq!(file.json, expect);
             assert_eq!((file.version.as_str(), file.damage), (version, None), "{json}");
             assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
@@ -187,7 +204,7 @@ mod tests {
         let check = |text: &str, expect: Option<&str>| {
             let (_dir, path) = place();
             put(&path, text);
-            let read = NodeFile::read(&path);
+            let read = read(&path);
             assert_eq!(read.ok().flatten().map(|f| f.version).as_deref(), expect, "{text}");
         };
         check(r#"{"nodeType":"main","version":"1.0.0"}"#, Some("1.0.0"));
@@ -206,9 +223,9 @@ mod tests {
     #[test]
     fn no_file_is_no_error() {
         let (_dir, path) = place();
-        assert_eq!(NodeFile::read(&path).unwrap(), None);
+        assert_eq!(read(&path).unwrap(), None);
         put(&backup(&path), "{}");
-        assert_eq!(NodeFile::read(&path).unwrap(), None, "somebody removed the file on purpose");
+        assert_eq!(read(&path).unwrap(), None, "somebody removed the file on purpose");
     }
 
     #[test]
@@ -218,18 +235,35 @@ mod tests {
             NodeFile::write(&path, "{}", "1").unwrap();
             NodeFile::write(&path, r#"{"a":1}"#, "2").unwrap();
             put(&path, damage);
-            let file = NodeFile::read(&path).unwrap().unwrap();
+            let file = read(&path).unwrap().unwrap();
             assert_eq!(file.version, "1");
             assert!(file.damage.unwrap().starts_with("node configuration is no JSON object: "));
             // The damaged file does not become the backup.
             NodeFile::write(&path, "{}", "3").unwrap();
             assert_eq!(load(&backup(&path)).unwrap().unwrap().version, "1");
-            assert_eq!(NodeFile::read(&path).unwrap().unwrap().damage, None);
+            assert_eq!(read(&path).unwrap().unwrap().damage, None);
         }
         let (_dir, path) = place();
         put(&path, "{");
         put(&backup(&path), "{");
-        assert!(matches!(NodeFile::read(&path).unwrap_err(), Error::Document { .. }));
+        assert!(matches!(read(&path).unwrap_err(), Error::Document { .. }));
+    }
+
+    #[test]
+    fn a_document_that_means_nothing_is_answered_with_the_backup() {
+        let decode = |json: &str| document::node_config::parse(json, document::NumberUnit::Seconds);
+        let (_dir, path) = place();
+        NodeFile::write(&path, r#"{"labels":["old"]}"#, "1").unwrap();
+        NodeFile::write(&path, r#"{"labels":["new"]}"#, "2").unwrap();
+        let read = || NodeFile::read_decoded(&path, decode);
+        assert_eq!(read().unwrap().unwrap().1.labels, ["new"]);
+        put(&path, r#"{"labels":5,"version":"2"}"#);
+        let (file, config) = read().unwrap().unwrap();
+        assert_eq!((file.version.as_str(), &*config.labels), ("1", &["old".to_owned()][..]));
+        let expect = "node configuration is not valid: labels: 5 is not allowed, expected an array";
+        assert_eq!(file.damage.as_deref(), Some(expect));
+        put(&backup(&path), "{");
+        assert!(matches!(read().unwrap_err(), Error::Content { .. }));
     }
 
     #[test]
@@ -245,12 +279,12 @@ mod tests {
             let error = NodeFile::write(&path, bad, "2").unwrap_err();
             assert!(matches!(error, Error::Document { .. }), "{bad}");
         }
-        assert_eq!(NodeFile::read(&path).unwrap().unwrap().version, "1");
+        assert_eq!(read(&path).unwrap().unwrap().version, "1");
         assert!(!backup(&path).exists());
         NodeFile::write(&path, &fits(most), "2").unwrap();
-        assert_eq!(NodeFile::read(&path).unwrap().unwrap().version, "2");
+        assert_eq!(read(&path).unwrap().unwrap().version, "2");
         put(&path, &"x".repeat(usize::try_from(MAX_SIZE_BYTES).unwrap() + 1));
-        let damage = NodeFile::read(&path).unwrap().unwrap().damage.unwrap();
+        let damage = read(&path).unwrap().unwrap().damage.unwrap();
         assert_eq!(damage, "node configuration of 1048577 bytes is larger than 1048576");
         let nowhere = path.join("nowhere");
         assert!(matches!(NodeFile::write(&nowhere, "{}", "1"), Err(Error::Write { .. })));

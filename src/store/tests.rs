@@ -182,6 +182,7 @@ fn filled() -> (Vec<Change>, Snapshot) {
         layers: vec![layer('a'), layer('b')],
         wanted: vec![wanted_layer(), wanted_service()],
         instances: vec![instance("id0", 0), instance("id1", u64::MAX)],
+        leaving: vec![(InstanceId::new("id9"), instance("id9", u64::MAX).instance.ident)],
         networks: vec![network("n0", 0), network("n1", u64::MAX)],
         traffic: vec![counter("AOS_SYSTEM_IN", 7), counter("AOS_SYSTEM_OUT", u64::MAX)],
     };
@@ -194,6 +195,7 @@ fn filled() -> (Vec<Change>, Snapshot) {
         Change::PutWanted(snapshot.wanted[1].clone()),
         Change::PutInstance(snapshot.instances[0].clone()),
         Change::PutInstance(snapshot.instances[1].clone()),
+        Change::SetLeaving(snapshot.leaving.clone()),
         Change::SetNetworks(snapshot.networks.clone()),
         Change::SetNodeInfo(snapshot.node_info.clone().unwrap()),
         Change::SetEnvOverrides(snapshot.env_overrides.clone()),
@@ -264,6 +266,7 @@ fn each_change_does_what_it_says() {
         s.networks = vec![network("n1", 7)];
     });
     step(&[Change::SetNetworks(Vec::new())], |s| s.networks.clear());
+    step(&[Change::SetLeaving(Vec::new())], |s| s.leaving.clear());
     step(&[Change::SetEnvOverrides(Vec::new())], |s| s.env_overrides.clear());
     step(&[Change::SetOffline(Offline::default())], |s| s.offline = Some(Offline::default()));
 }

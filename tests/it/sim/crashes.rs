@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aos_servicemanager::model::desired::RunRequest;
 use aos_servicemanager::model::event::{Event, Exit, IamEvent};
 use aos_servicemanager::model::job::Permissions;
 
@@ -63,6 +64,10 @@ fn check(unit: &Unit, wanted: &[(&str, &str)], seed: u64) {
         "seed {seed}: every image has a row and every row an image"
     );
     unit.check_running();
+    let idents: BTreeSet<_> = unit.rows.instances.iter().map(|r| &r.instance.ident).collect();
+    let known: BTreeSet<_> = unit.iam.keys().collect();
+    assert!(known.is_subset(&idents), "seed {seed}: IAM knows too much: {known:?}");
+    assert!(unit.rows.leaving.is_empty(), "seed {seed}: {:?}", unit.rows.leaving);
     assert!(
         unit.full_status().values().all(|s| s.starts_with("active")),
         "seed {seed}: {:?}",
@@ -123,20 +128,122 @@ fn crashes_and_faults_converge() {
     }
 }
 
-#[test]
-fn killed_at_each_port_call_of_a_run() {
-    quiet_crashes();
-    for call in 1..80 {
-        let mut unit = Unit::started(call);
-        let wanted = [("a", "1.0.0"), ("b", "1.0.0")];
-        unit.host.crash_in(call);
-        unit.run(request(&wanted));
+/// What is done to a unit, from where, and what is wanted in the end.
+struct Scenario {
+    name: &'static str,
+    before: &'static [(&'static str, &'static str)],
+    wanted: &'static [(&'static str, &'static str)],
+    act: fn(&mut Unit, RunRequest),
+}
+
+fn ask(unit: &mut Unit, wanted: RunRequest) {
+    unit.run(wanted);
+}
+
+fn force(unit: &mut Unit, wanted: RunRequest) {
+    unit.run(RunRequest { force_restart: true, ..wanted });
+}
+
+/// An instance ends by itself and is started again.
+fn end(unit: &mut Unit, _: RunRequest) {
+    unit.host.exit(&unit.id_of("a"), Exit::Code(1));
+    unit.host_events();
+}
+
+fn stop(unit: &mut Unit, _: RunRequest) {
+    unit.event(Event::Stop);
+}
+
+/// Service `b` is known to IAM, `s` has a stop signal.
+const SCENARIOS: [Scenario; 7] = [
+    Scenario {
+        name: "start",
+        before: &[],
+        wanted: &[("a", "1"), ("b", "1"), ("s", "1")],
+        act: ask,
+    },
+    Scenario { name: "stop", before: &[("a", "1"), ("b", "1"), ("s", "1")], wanted: &[], act: ask },
+    Scenario {
+        name: "change",
+        before: &[("a", "1"), ("b", "1"), ("s", "1")],
+        wanted: &[("a", "2"), ("b", "2"), ("s", "2")],
+        act: ask,
+    },
+    Scenario {
+        name: "exchange",
+        before: &[("a", "1"), ("b", "1")],
+        wanted: &[("b", "1"), ("c", "1")],
+        act: ask,
+    },
+    Scenario {
+        name: "force",
+        before: &[("a", "1"), ("b", "1")],
+        wanted: &[("a", "1"), ("b", "1")],
+        act: force,
+    },
+    Scenario {
+        name: "end",
+        before: &[("a", "1"), ("b", "1")],
+        wanted: &[("a", "1"), ("b", "1")],
+        act: end,
+    },
+    Scenario {
+        name: "shutdown",
+        before: &[("a", "1"), ("b", "1"), ("s", "1")],
+        wanted: &[("a", "1"), ("b", "1"), ("s", "1")],
+        act: stop,
+    },
+];
+
+/// Carries a scenario out with a daemon that dies at a point set by `arm`, lets another one come
+/// and checks what it makes of it. False = that point was not reached.
+fn killed_once(scenario: &Scenario, seed: u64, arm: impl FnOnce(&mut Unit)) -> bool {
+    let mut unit = Unit::started(seed);
+    unit.host.configure("b", |image| image.service.permissions = Some(permissions()));
+    unit.host.configure("s", |image| image.image.stop_signal = "SIGTERM".into());
+    unit.run(request(scenario.before));
+    unit.settle();
+    arm(&mut unit);
+    (scenario.act)(&mut unit, request(scenario.wanted));
+    unit.settle();
+    let reached = unit.dies_after_effects.is_none() && !unit.host.is_crash_due();
+    unit.dies_after_effects = None;
+    unit.host.crash_in(u64::MAX / 2);
+    if !unit.is_alive() {
+        unit.boot();
+        unit.connect();
         unit.settle();
-        if !unit.is_alive() {
-            unit.boot();
-            unit.connect();
-            unit.settle();
+    }
+    // A daemon that died before it stored the request does not know of it.
+    let stored: BTreeSet<_> =
+        unit.rows.instances.iter().map(|r| r.instance.ident.service_id.to_string()).collect();
+    if stored != scenario.wanted.iter().map(|(s, _)| (*s).to_owned()).collect() {
+        unit.run(request(scenario.wanted));
+        unit.settle();
+    }
+    check(&unit, scenario.wanted, seed);
+    reached
+}
+
+#[test]
+fn killed_after_each_effect() {
+    for scenario in &SCENARIOS {
+        let mut count = 0;
+        while killed_once(scenario, count, |unit| unit.dies_after_effects = Some(count + 1)) {
+            count += 1;
         }
-        check(&unit, &wanted, call);
+        assert!(count >= 4, "{}: only {count} effects", scenario.name);
+    }
+}
+
+#[test]
+fn killed_in_each_port_call() {
+    quiet_crashes();
+    for scenario in &SCENARIOS {
+        let mut count = 0;
+        while killed_once(scenario, count, |unit| unit.host.crash_in(count + 1)) {
+            count += 1;
+        }
+        assert!(count >= 4, "{}: only {count} calls", scenario.name);
     }
 }

@@ -145,6 +145,12 @@ impl Host {
         inner.crash_at = Some(inner.calls + calls);
     }
 
+    /// The daemon has not made the call yet in which it dies.
+    pub fn is_crash_due(&self) -> bool {
+        let inner = self.lock();
+        inner.crash_at.is_some_and(|at| inner.calls < at)
+    }
+
     /// A new daemon lives.
     pub fn revive(&self) {
         let mut inner = self.lock();
@@ -230,6 +236,13 @@ impl Host {
         running
             .map(|(id, _)| (id.clone(), inner.built.get(id).cloned().unwrap_or_default()))
             .collect()
+    }
+
+    /// Running containers by instance.
+    pub fn pids(&self) -> BTreeMap<InstanceId, u32> {
+        let inner = self.lock();
+        let running = inner.containers.iter().filter(|(_, c)| c.running);
+        running.map(|(id, c)| (id.clone(), c.pid)).collect()
     }
 
     /// Ids of which anything exists.

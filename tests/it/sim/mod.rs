@@ -7,9 +7,12 @@ mod rows;
 mod unit;
 
 mod adoption;
+mod clock;
 mod crashes;
+mod node_config;
 mod order;
 mod requests;
 mod secrets;
 mod statuses;
 mod supervision;
+mod table;

@@ -186,6 +186,46 @@ fn an_adopted_instance_restarts_without_iam_and_keeps_its_secret() {
 }
 
 #[test]
+fn a_daemon_that_dies_before_iam_has_heard_of_the_end_tells_it_in_its_next_life() {
+    for is_wanted_again in [false, true] {
+        let mut unit = running(10);
+        iam_down(&mut unit);
+        unit.run(request(&[]));
+        unit.settle();
+        assert!(unit.host.present().is_empty());
+        assert_eq!((unit.iam.len(), unit.rows.leaving.len()), (1, 1));
+        unit.boot();
+        unit.connect();
+        if is_wanted_again {
+            needs(&unit, "rw");
+            unit.run(request(&[("p", "2")]));
+            assert!(unit.rows.leaving.is_empty(), "from now on the instance's row tells");
+        }
+        unit.settle();
+        iam_up(&mut unit, false);
+        unit.settle();
+        assert_eq!(unit.iam.len(), usize::from(is_wanted_again));
+        assert!(unit.rows.leaving.is_empty());
+        check_registrations(&unit);
+    }
+}
+
+#[test]
+fn a_removal_that_did_not_reach_iam_is_asked_for_again_when_it_comes_back() {
+    let mut unit = running(11);
+    unit.iam_ignores_removals = true;
+    unit.run(request(&[]));
+    unit.settle();
+    assert_eq!((unit.iam.len(), unit.rows.leaving.len()), (1, 1));
+    unit.iam_ignores_removals = false;
+    unit.advance(Duration::from_secs(3600));
+    assert_eq!(unit.iam.len(), 1, "nobody asks all the time");
+    iam_up(&mut unit, true);
+    unit.settle();
+    assert!(unit.iam.is_empty() && unit.rows.leaving.is_empty());
+}
+
+#[test]
 fn the_registration_of_a_leftover_goes_too() {
     let mut unit = running(9);
     unit.rows.instances.clear();

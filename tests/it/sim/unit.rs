@@ -16,7 +16,7 @@ use aos_servicemanager::model::event::{Event, IamCommand, IamEvent, Session};
 use aos_servicemanager::model::failure::Failure;
 use aos_servicemanager::model::id::*;
 use aos_servicemanager::model::job::{ExecJob, FetchJob, Permissions};
-use aos_servicemanager::model::node::NodeInfo;
+use aos_servicemanager::model::node::{DeviceFault, NodeInfo};
 use aos_servicemanager::model::status::{CmReport, InstanceStatus, RunState};
 use aos_servicemanager::model::store::Snapshot;
 use aos_servicemanager::ports::Now;
@@ -35,6 +35,8 @@ pub struct Unit {
     pub iam_up: bool,
     /// IAM answers registrations with an error.
     pub iam_refuses: bool,
+    /// IAM is not reached for removals.
+    pub iam_ignores_removals: bool,
     /// The threads net, fetch and exec get on with their work.
     pub net_up: bool,
     pub fetch_up: bool,
@@ -43,12 +45,16 @@ pub struct Unit {
     pub exits_overtake: bool,
     /// Node configurations are not valid on this host.
     pub refuses_config: bool,
+    /// Devices that this host does not have.
+    pub device_faults: Vec<DeviceFault>,
     /// What the monitor watches.
     pub watched: BTreeSet<InstanceId>,
     pub signals: Vec<(InstanceId, i32)>,
     pub node_config: NodeConfigState,
     /// Deadlines further away than this do not hold `settle`.
     pub patience: Duration,
+    /// The daemon dies when so many more effects have been carried out.
+    pub dies_after_effects: Option<u64>,
     state: Option<State>,
     exec: Vec<ExecJob>,
     fetch: VecDeque<FetchJob>,
@@ -91,15 +97,18 @@ impl Unit {
             iam: BTreeMap::new(),
             iam_up: true,
             iam_refuses: false,
+            iam_ignores_removals: false,
             net_up: true,
             fetch_up: true,
             exec_up: true,
             exits_overtake: false,
             refuses_config: false,
+            device_faults: Vec::new(),
             watched: BTreeSet::new(),
             signals: Vec::new(),
             node_config: NodeConfigState::default(),
             patience: Duration::from_secs(60),
+            dies_after_effects: None,
             state: None,
             exec: Vec::new(),
             fetch: VecDeque::new(),
@@ -199,6 +208,13 @@ impl Unit {
         let mut events = Vec::new();
         for effect in effects {
             self.perform(effect, &mut events);
+            if let Some(left) = &mut self.dies_after_effects {
+                *left -= 1;
+                if *left == 0 {
+                    self.dies_after_effects = None;
+                    return self.kill();
+                }
+            }
         }
         self.one_job_per_instance();
         for event in events {
@@ -227,6 +243,9 @@ impl Unit {
             Effect::Signal { id, signal } => self.signals.push((id, signal)),
             Effect::Report(_, report) => self.reports.push(report),
             Effect::NodeConfig(work) => events.push(self.set_config(work)),
+            Effect::ValidateDevices(_) => {
+                events.push(Event::DevicesValidated(self.device_faults.clone()));
+            }
             Effect::Watch(target) => assert!(self.watched.insert(target.id), "watched twice"),
             Effect::Unwatch(id) => assert!(self.watched.remove(&id), "not watched"),
             Effect::KeepNetworks(_)
@@ -340,21 +359,26 @@ impl Unit {
                 };
                 self.event(Event::Iam(IamEvent::Registered { id, ask, result }));
             }
-            Some(IamCommand::Unregister { ident, .. }) => {
-                self.iam.remove(&ident);
+            Some(IamCommand::Unregister { ident, ask, .. }) => {
+                let done = !self.iam_ignores_removals;
+                if done {
+                    self.iam.remove(&ident);
+                }
+                self.event(Event::Iam(IamEvent::Unregistered { ask, done }));
             }
             Some(IamCommand::Stop) | None => {}
         }
     }
 
     fn set_config(&mut self, work: NodeConfigWork) -> Event {
-        let refused = self.refuses_config;
+        let refused = self.refuses_config || !self.device_faults.is_empty();
         if work.store && !refused {
             self.node_config.version.clone_from(&work.config.version);
             self.node_config.config = Arc::new(work.config);
         }
         let result = if refused { Err(Failure::text("not valid")) } else { Ok(()) };
-        Event::NodeConfigStored { session: work.session, result }
+        let faults = self.device_faults.clone();
+        Event::NodeConfigStored { session: work.session, faults, result }
     }
 
     /// Every running instance is watched and has the secret and the permissions that IAM knows.
