@@ -9,7 +9,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::nft::{self, Content, Hook, NewSet, Program, object};
-use super::rules::{PREFIX, TABLE, append_rule};
+use super::rules::{PREFIX, Policy, TABLE, append_rule};
+use super::shaping;
 use super::wire::Messages;
 use crate::model::id::InstanceId;
 use crate::model::traffic::Volume;
@@ -41,11 +42,20 @@ pub(super) enum Gauge {
     Upload,
     DownloadLimit,
     UploadLimit,
+    /// Only where the kernel cannot delay packets.
+    DownloadSpeed,
+    UploadSpeed,
 }
 
 impl Gauge {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Download, Self::Upload, Self::DownloadLimit, Self::UploadLimit];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Download,
+        Self::Upload,
+        Self::DownloadLimit,
+        Self::UploadLimit,
+        Self::DownloadSpeed,
+        Self::UploadSpeed,
+    ];
 
     /// The map from addresses to objects.
     pub(super) fn map(self) -> &'static str {
@@ -54,6 +64,8 @@ impl Gauge {
             Self::Upload => "aos_cout4",
             Self::DownloadLimit => "aos_qin4",
             Self::UploadLimit => "aos_qout4",
+            Self::DownloadSpeed => "aos_lin4",
+            Self::UploadSpeed => "aos_lout4",
         }
     }
 
@@ -63,6 +75,8 @@ impl Gauge {
             Self::Upload => "out_",
             Self::DownloadLimit => "qin_",
             Self::UploadLimit => "qout_",
+            Self::DownloadSpeed => "lin_",
+            Self::UploadSpeed => "lout_",
         }
     }
 
@@ -71,6 +85,7 @@ impl Gauge {
         match self {
             Self::Download | Self::Upload => object::COUNTER,
             Self::DownloadLimit | Self::UploadLimit => object::QUOTA,
+            Self::DownloadSpeed | Self::UploadSpeed => object::LIMIT,
         }
     }
 
@@ -100,15 +115,19 @@ pub(super) struct Meter {
     pub(super) volume: Volume,
 }
 
-/// Bytes per period that are let through.
+/// What is let through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Limits {
+    /// Bytes per period.
     pub(super) download_bytes: Option<u64>,
     pub(super) upload_bytes: Option<u64>,
+    /// kbit/s; what is faster is dropped.
+    pub(super) download_kbit: Option<u64>,
+    pub(super) upload_kbit: Option<u64>,
 }
 
 impl Meter {
-    /// What of a kind there is: the bytes used, and for a quota those allowed.
+    /// What of a kind there is: the bytes used, and for a quota those allowed, for a speed the rate.
     fn part(&self, gauge: Gauge) -> Option<(u64, u64)> {
         let Volume { download_bytes, upload_bytes } = self.volume;
         match gauge {
@@ -116,6 +135,8 @@ impl Meter {
             Gauge::Upload => Some((upload_bytes, 0)),
             Gauge::DownloadLimit => Some((download_bytes, self.limits.download_bytes?)),
             Gauge::UploadLimit => Some((upload_bytes, self.limits.upload_bytes?)),
+            Gauge::DownloadSpeed => Some((0, self.limits.download_kbit?)),
+            Gauge::UploadSpeed => Some((0, self.limits.upload_kbit?)),
         }
     }
 
@@ -141,6 +162,10 @@ pub(super) fn add<'a>(
             let name = gauge.object(id);
             match gauge.kind() {
                 object::COUNTER => nft::new_counter(batch, TABLE, &name, used),
+                object::LIMIT => {
+                    let (rate, burst) = shaping::police(limit);
+                    nft::new_limit(batch, TABLE, &name, rate, burst);
+                }
                 _ => nft::new_quota(batch, TABLE, &name, limit, used),
             }
             mappings.push((meter.address.octets(), name));
@@ -171,8 +196,8 @@ pub(super) fn remove<'a>(
 }
 
 /// Adds sets, maps, counters of the node and the chains, with set numbers from `id` on.
-pub(super) fn install(batch: &mut Messages, id: u32, local: &LocalNetworks, node: Volume) {
-    install_sets(batch, id, local);
+pub(super) fn install(batch: &mut Messages, id: u32, policy: &Policy, node: Volume) {
+    install_sets(batch, id, policy);
     let values = [node.download_bytes, node.upload_bytes];
     for (name, bytes) in NODE_COUNTERS.into_iter().zip(values) {
         nft::new_counter(batch, TABLE, name, bytes);
@@ -186,17 +211,18 @@ pub(super) fn install(batch: &mut Messages, id: u32, local: &LocalNetworks, node
         let hook = Hook { kind: "filter", number, priority: PRIORITY };
         nft::new_chain(batch, TABLE, name, Some(&hook));
     }
-    install_rules(batch);
+    install_rules(batch, policy.police);
 }
 
-fn install_sets(batch: &mut Messages, id: u32, local: &LocalNetworks) {
+fn install_sets(batch: &mut Messages, id: u32, Policy { local, police, .. }: &Policy) {
     let new = |batch: &mut Messages, name, id, (key_type, key_bytes), content| {
         nft::new_set(batch, TABLE, &NewSet { name, key_type, key_bytes, id, content });
     };
     let (v4, v6) = ((nft::TYPE_IPV4, 4), (nft::TYPE_IPV6, 16));
     new(batch, LOCAL4, id, v4, Content::Intervals);
     new(batch, LOCAL6, id + 1, v6, Content::Intervals);
-    for (gauge, id) in Gauge::ALL.into_iter().zip(id + 2..) {
+    let used = |gauge: &Gauge| *police || gauge.kind() != object::LIMIT;
+    for (gauge, id) in Gauge::ALL.into_iter().filter(used).zip(id + 2..) {
         new(batch, gauge.map(), id, v4, Content::Objects(gauge.kind()));
     }
     for (set, intervals) in [(LOCAL4, &local.v4), (LOCAL6, &local.v6)] {
@@ -206,7 +232,7 @@ fn install_sets(batch: &mut Messages, id: u32, local: &LocalNetworks) {
     }
 }
 
-fn install_rules(batch: &mut Messages) {
+fn install_rules(batch: &mut Messages, police: bool) {
     fn incoming<'p, 'a, 'b>(p: &'p mut Program<'a, 'b>) -> &'p mut Program<'a, 'b> {
         p.ipv4().source().not_in_set(LOCAL4).destination()
     }
@@ -214,6 +240,13 @@ fn install_rules(batch: &mut Messages) {
         p.ipv4().destination().not_in_set(LOCAL4).source()
     }
     let chain = CHAIN_FORWARD;
+    if police {
+        // All traffic, whoever is at its other end; what is dropped counts nowhere.
+        append_rule(batch, chain, |p| {
+            p.ipv4().destination().count_in(Gauge::DownloadSpeed.map()).drop();
+        });
+        append_rule(batch, chain, |p| p.ipv4().source().count_in(Gauge::UploadSpeed.map()).drop());
+    }
     append_rule(batch, chain, |p| incoming(p).count_in(Gauge::DownloadLimit.map()).drop());
     append_rule(batch, chain, |p| outgoing(p).count_in(Gauge::UploadLimit.map()).drop());
     append_rule(batch, chain, |p| {

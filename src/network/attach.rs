@@ -6,9 +6,8 @@
 //! (some 20 ms per link) to the kernel.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 
 use log::{debug, error, info, warn};
 use nix::errno::Errno;
@@ -19,7 +18,7 @@ use super::dns::Record;
 use super::domain::{Attached, Bridged, Domain, Role, Standing, Wired, chain};
 use super::error::{Error, Refusal};
 use super::firewall::Share;
-use super::names::{self, ServerSources};
+use super::limits::set_speed;
 use super::naming;
 use super::plan::{Attachment, Subnet, Wanted};
 use super::rtnl::{self, INSTANCE_INTERFACE, Index, LOOPBACK_INDEX, LinkAddress, NewVeth};
@@ -34,7 +33,6 @@ use crate::sys::netns;
 
 /// Namespace of the calling thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
-const FILE_MODE: u32 = 0o644;
 /// A kernel with built-in tunnel devices has index 2 taken in a new namespace.
 const OTHER_PEER_INDEX: Index = 0x1_0000;
 /// `f_type` of a mounted namespace.
@@ -47,13 +45,13 @@ struct Inside {
 }
 
 /// Where a link goes.
-struct Place {
-    download_kbit: Option<u64>,
-    upload_kbit: Option<u64>,
-    standing: Standing,
-    subnet: Subnet,
-    gateway: Ipv4Addr,
-    address: Ipv4Addr,
+pub(super) struct Place {
+    pub(super) download_kbit: Option<u64>,
+    pub(super) upload_kbit: Option<u64>,
+    pub(super) standing: Standing,
+    pub(super) subnet: Subnet,
+    pub(super) gateway: Ipv4Addr,
+    pub(super) address: Ipv4Addr,
 }
 
 impl Domain {
@@ -76,7 +74,7 @@ impl Domain {
             debug!("rules of several instances refused err={}", chain(&err));
             for index in built(&results) {
                 let id = &plans[index].id;
-                results[index] = self.firewall.add(&self.share(id));
+                results[index] = self.add_rules(id);
                 if results[index].is_err() {
                     self.undo(id);
                 }
@@ -104,12 +102,12 @@ impl Domain {
             }
             Err(err) => {
                 self.remove_if_done(&attachment.network);
-                Err(if err.is_missing_shaper() { err.naming("tbf") } else { err })
+                Err(err)
             }
         }
     }
 
-    fn share(&self, id: &InstanceId) -> Share {
+    pub(super) fn share(&self, id: &InstanceId) -> Share {
         let wired = self.instances.get(id).and_then(|attached| attached.wired.as_ref());
         wired.map(|wired| wired.share.clone()).unwrap_or_default()
     }
@@ -122,14 +120,12 @@ impl Domain {
     }
 
     fn place_and_build(&mut self, attachment: &Attachment) -> Result<Option<Wired>, Error> {
-        let mut place = self.find_place(attachment)?;
+        let place = self.find_place(attachment)?;
         let result = self.build(attachment, place.as_ref());
         let Err(err) = result else { return result };
-        if err.is_missing_shaper() && self.settings.bandwidth_optional {
-            error!("speed is not limited: kernel lacks tbf instance={}", attachment.id);
-            if let Some(place) = &mut place {
-                (place.download_kbit, place.upload_kbit) = (None, None);
-            }
+        if err.is_missing_shaper() {
+            self.police_speed();
+            let place = self.find_place(attachment)?;
             return self.build(attachment, place.as_ref());
         }
         if self.is_in_doubt(&attachment.network) {
@@ -139,7 +135,8 @@ impl Domain {
         Err(err)
     }
 
-    /// Takes over what stands for an instance, without touching it.
+    /// Takes over what stands for an instance. Its links and addresses are not touched; limits and
+    /// rules become those of the plan.
     pub(super) fn adopt(&mut self, plan: &NetworkPlan) -> Result<(), Error> {
         let attachment = Attachment::check(plan)?;
         let id = attachment.id.clone();
@@ -179,6 +176,7 @@ impl Domain {
     fn find_place(&mut self, attachment: &Attachment) -> Result<Option<Place>, Error> {
         self.check_names(attachment)?;
         let Some((subnet, address)) = attachment.address else { return Ok(None) };
+        self.check_caps()?;
         self.check_address(address)?;
         self.want_network(&attachment.network, subnet, address)?;
         let standing = self.raise_network(&attachment.network)?;
@@ -200,7 +198,7 @@ impl Domain {
         if matches!(network.role, Role::Draining { .. }) {
             network.role = Role::Implicit;
         }
-        let Attachment { download_kbit, upload_kbit, .. } = *attachment;
+        let (download_kbit, upload_kbit) = self.shaped_speed(attachment)?;
         let subnet = actual;
         Ok(Some(Place { download_kbit, upload_kbit, standing, subnet, gateway, address }))
     }
@@ -417,27 +415,6 @@ impl Domain {
         }
     }
 
-    fn write_files(&self, attachment: &Attachment, place: Option<&Place>) -> Result<(), Error> {
-        let more = self.settings.hosts.iter().chain(&attachment.hosts);
-        let address = place.map(|place| place.address);
-        let hostname = attachment.hostname.as_deref();
-        let hosts = names::hosts_file(address, &attachment.network, hostname, more);
-        write(&attachment.etc_dir, "hosts", &hosts)?;
-        let resolv_conf = self.resolv_conf(&attachment.network, &attachment.dns_servers);
-        write(&attachment.etc_dir, "resolv.conf", &resolv_conf)
-    }
-
-    fn resolv_conf(&self, network: &NetworkId, cm: &[IpAddr]) -> String {
-        // The servers of the host are the last resort; most instances do without the file.
-        let host = if cm.is_empty() { names::host_servers() } else { Vec::new() };
-        names::resolv_conf(&names::name_servers(&ServerSources {
-            responder: self.dns.responder(network),
-            cm,
-            host: &host,
-            fallback: &self.settings.dns_fallback,
-        }))
-    }
-
     fn adopt_link(
         &mut self,
         attachment: &Attachment,
@@ -449,19 +426,26 @@ impl Domain {
             // A link that is in no bridge was given up and is about to vanish.
             links.iter().find(|link| link.master != 0).or(links.last())
         });
-        let known = known.and_then(|known| known.wired.as_ref()).map(|wired| wired.veth);
+        let known = known.and_then(|known| known.wired.as_ref());
+        let old = known.map(|wired| wired.share.clone()).unwrap_or_default();
+        let known = known.map(|wired| wired.veth);
         let veth = known.or(left.map(|link| link.index)).ok_or(Error::Vanished("link"))?;
         if left.is_some_and(|link| link.master != place.standing.index || !link.up) {
             let mut messages = Messages::new();
             rtnl::enslave(&mut messages, veth, place.standing.index);
             self.links.execute(&mut messages)?;
         }
-        let inside = self.enter(id, rtnl::addresses)??;
-        if !inside.iter().any(|found| found.address == place.address) {
-            return Err(Error::Vanished("address"));
-        }
+        let index = self.enter(id, |inside| -> Result<Index, Error> {
+            let addresses = rtnl::addresses(inside)?;
+            let own = addresses.iter().find(|found| found.address == place.address);
+            let index = own.ok_or(Error::Vanished("address"))?.index;
+            set_speed(inside, index, place.upload_kbit)?;
+            Ok(index)
+        })??;
+        debug!("adopting link instance={id} veth={veth} inside={index}");
+        set_speed(&mut self.links, veth, place.download_kbit)?;
         let share = self.new_share(attachment, place);
-        self.firewall.add(&share)?;
+        self.firewall.replace(&old, &share)?;
         Ok(Wired { address: place.address, veth, share })
     }
 
@@ -491,12 +475,7 @@ impl Domain {
             if let Err(err) = moved.and_then(|result| result) {
                 error!("cannot change default route instance={id} err={}", chain(&err));
             }
-            let text = self.resolv_conf(network, &instance.dns_servers);
-            let path = instance.etc_dir.join("resolv.conf");
-            // In place: the file is a lower layer of a mounted overlay.
-            if let Err(err) = sys::fs::write_plain(&path, text.as_bytes(), FILE_MODE) {
-                error!("cannot rewrite {} instance={id} err={err}", path.display());
-            }
+            self.rewrite_resolv_conf(id, instance);
         }
     }
 
@@ -573,15 +552,6 @@ fn set_gateway(channel: &mut Channel, gateway: Ipv4Addr) -> Result<(), Error> {
     let mut messages = Messages::new();
     rtnl::set_default_route(&mut messages, gateway, link.index);
     channel.execute(&mut messages)
-}
-
-fn write(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
-    let path = directory.join(name);
-    sys::fs::write_volatile(&path, text.as_bytes(), FILE_MODE).map_err(|source| Error::File {
-        operation: "write",
-        path,
-        source,
-    })
 }
 
 fn unmount_namespace(id: &InstanceId) -> Result<(), Error> {

@@ -132,9 +132,15 @@ impl Domain {
             view = self.view()?;
         }
         let found = self.find_bridge(&wanted, &view)?;
-        check_routes(&wanted, &view, found.as_ref().map(|link| link.index))?;
-        let parent = self.vlan_parent(&wanted, &view);
+        check_routes(&wanted, &view, found.map(|link| link.index))?;
+        let standing_vlan = self.standing_vlan(&wanted, &view, found.map(|link| link.index));
+        let parent = match standing_vlan {
+            Some((_, parent)) => Some(parent),
+            None => self.vlan_parent(&wanted, &view),
+        };
         let mtu = parent.map_or(ETHERNET_MTU, |link| link.mtu);
+        let links = [found, standing_vlan.map(|(vlan, _)| vlan)];
+        let other_mtu = links.into_iter().flatten().any(|link| link.mtu != mtu);
         let created = found.is_none();
         let (index, bridge) = match found {
             Some(link) => self.repair_bridge(&wanted, link, &view)?,
@@ -146,12 +152,20 @@ impl Domain {
             }
             return Err(err);
         }
-        let vlan = parent.and_then(|parent| self.raise_vlan(&wanted, parent.index, index, &view));
+        let standing_vlan = standing_vlan.map(|(vlan, _)| vlan);
+        self.remove_other_vlans(&wanted, standing_vlan, &view);
+        let vlan = match standing_vlan {
+            Some(vlan) => self.repair_vlan(&wanted, vlan, index),
+            None => parent.and_then(|parent| self.raise_vlan(&wanted, parent.index, index, &view)),
+        };
         self.dns.open_zone(id, &bridge, wanted.gateway);
         let parent = vlan.and(parent).map(|link| link.index);
         let standing = Standing { bridge, index, mtu, vlan, parent };
         if let Some(network) = self.networks.get_mut(id) {
             network.standing = Some(standing.clone());
+        }
+        if other_mtu {
+            self.set_mtu(id, mtu);
         }
         Ok(standing)
     }
@@ -293,11 +307,15 @@ impl Domain {
     /// matters on units with several nodes only.
     fn vlan_parent<'a>(&mut self, wanted: &Wanted, view: &'a View) -> Option<&'a Link> {
         let id = &wanted.id;
-        if wanted.vlan_id == 0 || self.vlan_unsupported {
+        if wanted.vlan_id == 0 {
             return None;
         }
         if !wanted.wants_vlan() {
             error!("no VLAN for network: id is not 1 to 4094 network={id} vlan={}", wanted.vlan_id);
+            return None;
+        }
+        if !self.caps.vlan {
+            self.miss_vlans();
             return None;
         }
         let uplink = view.routes.iter().filter(|r| r.prefix == 0).min_by_key(|route| route.metric);
@@ -314,7 +332,53 @@ impl Domain {
         parent
     }
 
-    /// Creates the VLAN or finds it; without it the network works on this node only.
+    /// The VLAN of a network that exists, and what carries it: ours by alias, or one that the
+    /// reference left in the bridge of this network. It stays where it is when the default route
+    /// moves: the link to other nodes is wired.
+    fn standing_vlan<'a>(
+        &self,
+        wanted: &Wanted,
+        view: &'a View,
+        bridge: Option<Index>,
+    ) -> Option<(&'a Link, &'a Link)> {
+        let alias = naming::network_alias(&wanted.id);
+        let vlan = view.links.iter().find(|link| {
+            let ours = link.alias == alias;
+            let left = link.alias.is_empty() && Some(link.master) == bridge;
+            link.kind == "vlan" && u64::from(link.vlan_id) == wanted.vlan_id && (ours || left)
+        })?;
+        let parent = view.links.iter().find(|link| link.index == vlan.parent)?;
+        let fixed = &self.settings.vlan_parent;
+        (fixed.is_empty() || *fixed == parent.name).then_some((vlan, parent))
+    }
+
+    /// VLANs with another id or on another parent, from an earlier life.
+    fn remove_other_vlans(&mut self, wanted: &Wanted, standing: Option<&Link>, view: &View) {
+        let alias = naming::network_alias(&wanted.id);
+        let other = |link: &&Link| {
+            link.kind == "vlan"
+                && link.alias == alias
+                && standing.is_none_or(|standing| standing.index != link.index)
+        };
+        let others: Vec<Index> = view.links.iter().filter(other).map(|link| link.index).collect();
+        self.delete_links(&others);
+    }
+
+    fn repair_vlan(&mut self, wanted: &Wanted, vlan: &Link, bridge: Index) -> Option<Index> {
+        let mut messages = Messages::new();
+        if vlan.alias.is_empty() {
+            rtnl::set_alias(&mut messages, vlan.index, &naming::network_alias(&wanted.id));
+        }
+        if vlan.master != bridge || !vlan.up {
+            rtnl::enslave(&mut messages, vlan.index, bridge);
+        }
+        if let Err(err) = self.links.execute(&mut messages) {
+            error!("VLAN of network is not repaired network={} err={}", wanted.id, chain(&err));
+        }
+        Some(vlan.index)
+    }
+
+    /// Creates the VLAN; without it the network works on this node only.
     fn raise_vlan(
         &mut self,
         wanted: &Wanted,
@@ -322,18 +386,11 @@ impl Domain {
         bridge: Index,
         view: &View,
     ) -> Option<Index> {
-        let alias = naming::network_alias(&wanted.id);
-        if let Some(link) = view.links.iter().find(|l| l.alias == alias && l.kind == "vlan") {
-            if link.master == bridge && link.up {
-                return Some(link.index);
-            }
-            self.delete_links(&[link.index]);
-        }
-        match self.create_vlan(wanted, parent, bridge) {
+        match self.create_vlan(wanted, parent, bridge, view) {
             Ok(index) => Some(index),
-            Err(Error::Unsupported { feature, .. }) => {
-                error!("no networks between nodes: kernel lacks {feature}");
-                self.vlan_unsupported = true;
+            Err(Error::Unsupported { .. }) => {
+                self.caps.vlan = false;
+                self.miss_vlans();
                 None
             }
             Err(err) => {
@@ -344,14 +401,27 @@ impl Domain {
         }
     }
 
+    fn miss_vlans(&mut self) {
+        self.degrade("no networks between nodes: kernel lacks 8021q (VLAN)".to_owned());
+    }
+
     fn create_vlan(
         &mut self,
         wanted: &Wanted,
         parent: Index,
         bridge: Index,
+        view: &View,
     ) -> Result<Index, Error> {
         let vlan_id = u16::try_from(wanted.vlan_id).unwrap_or(0);
-        let (index, name) = (self.take_index(), naming::vlan(&wanted.id, 0));
+        let alias = naming::network_alias(&wanted.id);
+        let taken = |name: &LinkName| {
+            // What was ours was removed a moment ago.
+            view.links.iter().any(|link| link.name == name.as_str() && link.alias != alias)
+        };
+        let mut names = (0..=u8::MAX).map(|variant| naming::vlan(&wanted.id, variant));
+        // If all are taken, the kernel says so.
+        let name = names.find(|name| !taken(name)).unwrap_or_else(|| naming::vlan(&wanted.id, 0));
+        let index = self.take_index();
         let mut messages = Messages::new();
         rtnl::new_vlan(&mut messages, &NewVlan { index, name: &name, parent, bridge, vlan_id });
         rtnl::set_alias(&mut messages, index, &naming::network_alias(&wanted.id));

@@ -35,7 +35,12 @@ impl Domain {
     /// Counters of a new instance: they go on where the instance was in this period.
     pub(super) fn meter(&self, attachment: &Attachment, address: std::net::Ipv4Addr) -> Meter {
         let owner = Owner::Instance(attachment.id.clone());
-        Meter { address, limits: attachment.limits, volume: self.ledger.volume(&owner) }
+        let mut limits = attachment.limits;
+        if !self.caps.tbf {
+            limits.download_kbit = attachment.download_kbit;
+            limits.upload_kbit = attachment.upload_kbit;
+        }
+        Meter { address, limits, volume: self.ledger.volume(&owner) }
     }
 
     /// When the counters are to be looked at.

@@ -13,6 +13,7 @@ use mio::Registry;
 use nix::errno::Errno;
 
 use super::accounting::LocalNetworks;
+use super::caps::NetCaps;
 use super::channel::Channel;
 use super::dns::Dns;
 use super::error::Error;
@@ -63,8 +64,12 @@ pub(super) struct Domain {
     pub(super) peer_index: Index,
     pub(super) ipv6: bool,
     pub(super) generation: u16,
-    /// The kernel cannot make VLANs; said once.
-    pub(super) vlan_unsupported: bool,
+    pub(super) caps: NetCaps,
+    /// What was said about missing features.
+    pub(super) said: BTreeSet<String>,
+    /// A test wants to see what happens without some features.
+    #[cfg(test)]
+    pub(super) pretended: Option<NetCaps>,
     next_index: Index,
     /// Cut off links that the kernel is about to delete.
     fading: Vec<(Index, Duration)>,
@@ -141,6 +146,7 @@ impl Domain {
             .map_err(|source| Error::Socket { operation: "open own network namespace", source })?;
         let policy = Policy {
             open_inbound: settings.open_inbound,
+            police: false,
             local: LocalNetworks::new(&settings.local_networks),
         };
         Ok(Self {
@@ -160,7 +166,10 @@ impl Domain {
             peer_index: PEER_INDEX,
             ipv6: std::path::Path::new("/proc/sys/net/ipv6").exists(),
             generation: 0,
-            vlan_unsupported: false,
+            caps: NetCaps::ALL,
+            said: BTreeSet::new(),
+            #[cfg(test)]
+            pretended: None,
             next_index: FIRST_INDEX,
             fading: Vec::new(),
         })
@@ -169,6 +178,11 @@ impl Domain {
     /// Finds what is left of an earlier life and installs the rules. Errors are not fatal: what
     /// needs the missing part fails with its reason, and each attach tries again.
     pub(super) fn start(&mut self) {
+        self.detect();
+        if !self.caps.tbf {
+            // Before the rules are installed, so that those of instances that run stay.
+            self.police_speed();
+        }
         if let Err(err) = netns::prepare() {
             error!("cannot prepare {} err={err}", netns::DIR);
         }
@@ -177,7 +191,7 @@ impl Domain {
             Err(err) => error!("cannot list links err={err}"),
         }
         if let Err(err) = self.firewall.start(self.ledger.volume(&Owner::Node)) {
-            error!("cannot install firewall rules err={}", chain(&err));
+            self.degrade_for("instances get no network: cannot install firewall rules", &err);
         }
         self.store_traffic(monotonic());
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::nft::NEW_LIMIT;
 use super::shaping::LIMIT_SPEED;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
@@ -33,6 +34,8 @@ pub enum Error {
         #[source]
         source: Refusal,
     },
+    #[error("kernel lacks {0}")]
+    Missing(&'static str),
     #[error(transparent)]
     Kernel(#[from] Refusal),
     #[error("cannot {operation}")]
@@ -101,6 +104,12 @@ impl Error {
     pub(super) fn is_missing_shaper(&self) -> bool {
         matches!(self, Self::Kernel(refusal)
             if refusal.operation == LIMIT_SPEED && refusal.errno == Errno::ENOENT)
+    }
+
+    /// The same for limits in rules.
+    pub(super) fn is_missing_limit(&self) -> bool {
+        matches!(self, Self::Kernel(refusal) if refusal.operation == NEW_LIMIT
+            && (refusal.errno == Errno::ENOENT || refusal.is_unsupported()))
     }
 
     /// Turns the "unknown kind" answers of the kernel into an error that names the feature.

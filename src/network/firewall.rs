@@ -20,6 +20,7 @@ use super::error::{Error, Refusal};
 use super::listing::{self, Afterwards, Count};
 use super::nft::{self, object};
 use super::rules::{self, BASE_CHAINS, Entry, Key, PREFIX, Policy, SUCCESSOR_PREFIX, Set, TABLE};
+use super::shaping;
 use super::wire::Messages;
 use crate::model::id::InstanceId;
 use crate::model::traffic::{Traffic, Volume};
@@ -32,6 +33,8 @@ const RETRY_PAUSES: [Duration; 3] =
     [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(25)];
 /// How often a list is read that shows something new each time.
 const MAX_LISTS: u32 = 8;
+/// Types of our objects.
+const OBJECTS: [u32; 3] = [object::COUNTER, object::QUOTA, object::LIMIT];
 /// What a kernel without it lacks.
 const FEATURE: &str = "nf_tables with nat, masquerade and conntrack";
 
@@ -44,6 +47,8 @@ pub(super) struct Firewall {
     installed: bool,
     entries: BTreeSet<Entry>,
     meters: BTreeMap<InstanceId, Meter>,
+    /// Number of the last change of nf_tables, if it was ours and nobody else's came between.
+    settled: Option<u32>,
     /// What the node has counted, when it was looked at last.
     node: Volume,
 }
@@ -73,7 +78,8 @@ impl Firewall {
     pub(super) fn open(enabled: bool, policy: Policy) -> Result<Self, Error> {
         let channel = enabled.then(|| Channel::open(Family::Netfilter)).transpose()?;
         let (entries, meters) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { channel, policy, installed: false, entries, meters, node: Volume::default() })
+        let (settled, node) = (None, Volume::default());
+        Ok(Self { channel, policy, installed: false, entries, meters, settled, node })
     }
 
     /// Installs the rules, with the entries and counters that an earlier life of the daemon has
@@ -97,7 +103,8 @@ impl Firewall {
             warn!("counters begin with values of some time ago err={}", chain(&err));
         }
         let Some(channel) = &mut self.channel else { return Ok(()) };
-        self.installed = false;
+        (self.installed, self.settled) = (false, None);
+        let before = generation(channel);
         let found = survey(channel).map_err(|error| error.lacking(FEATURE))?;
         let mut batch = nft::begin();
         nft::new_table(&mut batch, TABLE);
@@ -113,7 +120,28 @@ impl Firewall {
         nft::end(&mut batch);
         commit(channel, &mut batch).map_err(|error| lacking_parts(error.lacking(FEATURE)))?;
         self.installed = true;
+        let after = generation(channel);
+        self.settled = after.filter(|after| before.map(|b| b.wrapping_add(1)) == Some(*after));
         Ok(())
+    }
+
+    /// Nobody has changed anything in nf_tables since all rules were made anew.
+    pub(super) fn is_settled(&mut self) -> bool {
+        let now = self.channel.as_mut().and_then(generation);
+        self.settled.is_some() && self.settled == now
+    }
+
+    /// From now on speed is limited by dropping packets.
+    pub(super) fn police(&mut self) -> Result<(), Error> {
+        let new = !std::mem::replace(&mut self.policy.police, true);
+        if new && self.installed { self.rebuild() } else { Ok(()) }
+    }
+
+    /// Gives an instance another share of the rules in one transaction; counters go on.
+    pub(super) fn replace(&mut self, old: &Share, new: &Share) -> Result<(), Error> {
+        let is_obsolete = |entry: &&Entry| !new.entries.contains(entry);
+        let entries = old.entries.iter().filter(is_obsolete).cloned().collect();
+        self.change(new, &Share { entries, meters: Vec::new() })
     }
 
     /// Adds entries and counters in one transaction; those that are there stay.
@@ -309,6 +337,12 @@ impl Firewall {
     }
 }
 
+/// Number of the last change; an unknown one is none.
+fn generation(channel: &mut Channel) -> Option<u32> {
+    let answers = channel.collect(&mut listing::get_generation(), listing::parse_generation);
+    answers.ok()?.first().copied()
+}
+
 /// Commits a batch; a collision with somebody else's commit is repeated.
 fn commit(channel: &mut Channel, batch: &mut Messages) -> Result<(), Error> {
     debug!("firewall transaction messages={} bytes={}", batch.len(), batch.size_bytes());
@@ -355,7 +389,7 @@ fn left_entries(channel: &mut Channel) -> Result<BTreeSet<Entry>, Error> {
 /// The counters and limits of instances in the kernel.
 fn left_meters(channel: &mut Channel) -> Result<BTreeMap<InstanceId, Meter>, Error> {
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
-    for kind in [object::COUNTER, object::QUOTA] {
+    for kind in OBJECTS {
         let mut request = listing::list_objects(TABLE, kind, Afterwards::Keep);
         counts.extend(list(channel, &mut request, listing::parse_object)?);
     }
@@ -381,6 +415,12 @@ fn left_meters(channel: &mut Channel) -> Result<BTreeMap<InstanceId, Meter>, Err
                 (Gauge::UploadLimit, Some(Count::Quota { limit, .. })) => {
                     meter.limits.upload_bytes = Some(*limit);
                 }
+                (Gauge::DownloadSpeed, Some(Count::Speed { rate })) => {
+                    meter.limits.download_kbit = Some(shaping::kbit(*rate));
+                }
+                (Gauge::UploadSpeed, Some(Count::Speed { rate })) => {
+                    meter.limits.upload_kbit = Some(shaping::kbit(*rate));
+                }
                 _ => {}
             }
         }
@@ -403,7 +443,7 @@ fn list<T>(
 fn survey(channel: &mut Channel) -> Result<Found, Error> {
     let mut found = Found::default();
     for chain in list(channel, &mut listing::list_chains(), listing::parse_chain)? {
-        if chain.table != TABLE {
+        if chain.table != TABLE || !chain.inet {
             if chain.hook == Some(nft::HOOK_FORWARD) && chain.drops {
                 warn!(
                     "a foreign chain drops forwarded packets table={} chain={}",
@@ -424,7 +464,7 @@ fn survey(channel: &mut Channel) -> Result<Found, Error> {
     }
     let sets = list(channel, &mut listing::list_sets(TABLE), listing::parse_set)?;
     found.sets = sets.into_iter().map(|(name, _)| name).filter(|n| n.starts_with(PREFIX)).collect();
-    for kind in [object::COUNTER, object::QUOTA] {
+    for kind in OBJECTS {
         let mut request = listing::list_objects(TABLE, kind, Afterwards::Keep);
         let objects = list(channel, &mut request, listing::parse_object)?;
         let ours = objects.into_iter().filter(|(name, _)| accounting::is_ours(kind, name));

@@ -3,14 +3,18 @@
 
 use super::channel;
 use super::nft::{
-    DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, POLICY_DROP, SUBSYSTEM, add, chain,
-    element, message, object, rule, set,
+    DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, FAMILY_INET, FAMILY_UNSPEC,
+    POLICY_DROP, SUBSYSTEM, add, chain, element, message, object, rule, set,
 };
 use super::wire::{Message, Messages, attributes, find, text};
+
+const GENERATION_ID: u16 = 1;
 
 /// A chain as the kernel lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Chain {
+    /// Of the family in which our table is.
+    pub(super) inet: bool,
     pub(super) table: String,
     pub(super) name: String,
     /// Number of the hook of a base chain.
@@ -18,10 +22,12 @@ pub(super) struct Chain {
     pub(super) drops: bool,
 }
 
-/// Request for all chains of the family.
+/// Request for all chains of all families.
 pub(super) fn list_chains() -> Messages {
     let mut request = Messages::new();
-    add(&mut request, "list firewall chains", message::GETCHAIN, channel::DUMP, |_| {});
+    request.add("list firewall chains", SUBSYSTEM << 8 | message::GETCHAIN, channel::DUMP, |p| {
+        p.raw(&[FAMILY_UNSPEC, 0, 0, 0]);
+    });
     request
 }
 
@@ -30,11 +36,23 @@ pub(super) fn parse_chain(message: &Message<'_>) -> Option<Chain> {
     let hook = find(attributes, chain::HOOK).and_then(|hook| find(hook, chain::HOOK_NUMBER));
     let policy = find(attributes, chain::POLICY).and_then(be32);
     Some(Chain {
+        inet: message.body.first() == Some(&FAMILY_INET),
         table: text(find(attributes, chain::TABLE)?).to_owned(),
         name: text(find(attributes, chain::NAME)?).to_owned(),
         hook: hook.and_then(be32),
         drops: policy == Some(POLICY_DROP),
     })
+}
+
+/// Request for the number of the last change of nf_tables, whoever made it.
+pub(super) fn get_generation() -> Messages {
+    let mut request = Messages::new();
+    add(&mut request, "read firewall generation", message::GETGEN, channel::REQUEST, |_| {});
+    request
+}
+
+pub(super) fn parse_generation(message: &Message<'_>) -> Option<u32> {
+    find(body(message, message::NEWGEN)?, GENERATION_ID).and_then(be32)
 }
 
 /// A rule as the kernel lists it, as far as we need to recognise it.
@@ -142,6 +160,8 @@ pub(super) enum Count {
     Counter { bytes: u64 },
     /// Bytes so far, and how many are too many.
     Quota { bytes: u64, limit: u64 },
+    /// Bytes per second.
+    Speed { rate: u64 },
 }
 
 /// Request for all counters or all quotas of a table.
@@ -188,6 +208,7 @@ pub(super) fn parse_object(message: &Message<'_>) -> Option<(String, Count)> {
             bytes: find(data, object::QUOTA_CONSUMED).and_then(be64)?,
             limit: find(data, object::QUOTA_BYTES).and_then(be64)?,
         },
+        object::LIMIT => Count::Speed { rate: find(data, object::LIMIT_RATE).and_then(be64)? },
         _ => return None,
     };
     Some((name, count))

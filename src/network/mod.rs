@@ -7,8 +7,8 @@
 //! this process; no program is ever started. What stands in the kernel is recognised by aliases and
 //! by the prefix `aos_`, so that nothing foreign is touched and a crash leaves nothing unknown.
 //!
-//! Reading order: `settings`, `plan` (checks), `domain` (state), `bridge` (networks), `attach`
-//! (instances), `counting` with `traffic` (volumes), `notices` (what others do), `names`, `dns` with
+//! Reading order: `settings`, `caps` (what the kernel can do), `plan` (checks), `domain` (state), `bridge` (networks), `attach`
+//! (instances) with `limits` and `files`, `counting` with `traffic` (volumes), `notices` (what others do), `names`, `dns` with
 //! `packet`, `firewall` with `rules`, `accounting` and `conntrack`, `shaping`, then the encodings
 //! `rtnl`, `nft`, `listing`, `wire` and the socket `channel`. Not here: the decision what is attached
 //! when (core, exec jobs).
@@ -16,13 +16,16 @@
 mod accounting;
 mod attach;
 mod bridge;
+mod caps;
 mod channel;
 mod conntrack;
 mod counting;
 mod dns;
 mod domain;
 mod error;
+mod files;
 mod firewall;
+mod limits;
 mod listing;
 mod names;
 mod naming;
@@ -233,6 +236,12 @@ impl NetThread {
     /// not given to anybody for storing.
     pub fn restore(&mut self, rows: Vec<TrafficRow>, known: &[InstanceId]) {
         self.domain.ledger.restore(rows, known);
+    }
+
+    /// Looks as if the kernel had no more than this.
+    #[cfg(test)]
+    fn pretend(&mut self, caps: Option<caps::NetCaps>) {
+        self.domain.pretended = caps;
     }
 
     /// Serves until `Stop` or until the last handle is gone. Executed on the thread `net`.

@@ -22,6 +22,8 @@ pub(super) mod message {
     pub(in crate::network) const NEWSETELEM: u16 = 12;
     pub(in crate::network) const GETSETELEM: u16 = 13;
     pub(in crate::network) const DELSETELEM: u16 = 14;
+    pub(in crate::network) const NEWGEN: u16 = 15;
+    pub(in crate::network) const GETGEN: u16 = 16;
     pub(in crate::network) const BATCH_BEGIN: u16 = 16;
     pub(in crate::network) const BATCH_END: u16 = 17;
     pub(in crate::network) const NEWOBJ: u16 = 18;
@@ -31,8 +33,8 @@ pub(super) mod message {
 }
 pub(super) const SUBSYSTEM: u16 = 10;
 
-const FAMILY_UNSPEC: u8 = 0;
-const FAMILY_INET: u8 = 1;
+pub(super) const FAMILY_UNSPEC: u8 = 0;
+pub(super) const FAMILY_INET: u8 = 1;
 
 /// Kinds of attributes; each message has a numbering of its own.
 pub(super) mod table {
@@ -84,10 +86,20 @@ pub(super) mod object {
     pub(in crate::network) const DATA: u16 = 4;
     pub(in crate::network) const COUNTER: u32 = 1;
     pub(in crate::network) const QUOTA: u32 = 2;
+    pub(in crate::network) const LIMIT: u32 = 4;
     pub(in crate::network) const COUNTER_BYTES: u16 = 1;
     pub(in crate::network) const QUOTA_BYTES: u16 = 1;
     pub(in crate::network) const QUOTA_FLAGS: u16 = 2;
     pub(in crate::network) const QUOTA_CONSUMED: u16 = 4;
+    pub(in crate::network) const LIMIT_RATE: u16 = 1;
+    pub(in crate::network) const LIMIT_UNIT: u16 = 2;
+    pub(in crate::network) const LIMIT_BURST: u16 = 3;
+    pub(in crate::network) const LIMIT_TYPE: u16 = 4;
+    pub(in crate::network) const LIMIT_FLAGS: u16 = 5;
+    /// The rate is one of bytes.
+    pub(in crate::network) const LIMIT_BYTES: u32 = 1;
+    /// Matches what goes beyond the rate.
+    pub(in crate::network) const LIMIT_OVER: u32 = 1;
     /// Matches what goes beyond the quota.
     pub(in crate::network) const QUOTA_OVER: u32 = 1;
 }
@@ -435,6 +447,25 @@ pub(super) fn new_quota(batch: &mut Messages, table: &str, name: &str, limit: u6
     });
 }
 
+/// Name of the operation, by which a kernel without limits is recognised.
+pub(super) const NEW_LIMIT: &str = "create speed limit";
+
+/// A limit of speed, in bytes per second and bytes at once.
+pub(super) fn new_limit(batch: &mut Messages, table: &str, name: &str, rate: u64, burst: u32) {
+    add(batch, NEW_LIMIT, message::NEWOBJ, channel::CREATE, |p| {
+        p.text(object::TABLE, table);
+        p.text(object::NAME, name);
+        p.be32(object::TYPE, object::LIMIT);
+        p.nested(object::DATA, |p| {
+            p.be64(object::LIMIT_RATE, rate);
+            p.be64(object::LIMIT_UNIT, 1);
+            p.be32(object::LIMIT_BURST, burst);
+            p.be32(object::LIMIT_TYPE, object::LIMIT_BYTES);
+            p.be32(object::LIMIT_FLAGS, object::LIMIT_OVER);
+        });
+    });
+}
+
 pub(super) fn delete_object(batch: &mut Messages, table: &str, kind: u32, name: &str) {
     add(batch, "delete traffic counter", message::DELOBJ, channel::REQUEST, |p| {
         p.text(object::TABLE, table);
@@ -653,6 +684,7 @@ impl Program<'_, '_> {
 
     /// Counts in the object to which a map leads from the first register. Continues if there is
     /// one and, being a quota, it is used up.
+    /// The same holds for a limit: continues if it is exceeded.
     pub(super) fn count_in(&mut self, map: &str) -> &mut Self {
         self.expression("objref", |p| {
             p.be32(3, REG_1);

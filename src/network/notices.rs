@@ -122,7 +122,9 @@ impl Domain {
                 _ => {}
             }
         }
-        if heard.lost {
+        // Making many rules anew is announced in so many words that some are lost; that is no
+        // reason to do it again.
+        if heard.lost && !self.firewall.is_settled() {
             warn!("announcements of firewall changes were lost; making the rules anew");
             self.notices.rules_changed = true;
         }
@@ -219,14 +221,17 @@ impl Domain {
         }
     }
 
-    /// Changes bridge and both ends of all links of its instances.
+    /// Changes VLAN, bridge and both ends of all links of its instances.
     pub(super) fn set_mtu(&mut self, id: &NetworkId, mtu: u32) {
         let Some(network) = self.networks.get_mut(id) else { return };
         let Some(standing) = &mut network.standing else { return };
-        info!("network gets another MTU network={id} mtu={mtu}");
-        standing.mtu = mtu;
+        if std::mem::replace(&mut standing.mtu, mtu) != mtu {
+            info!("network gets another MTU network={id} mtu={mtu}");
+        }
         let mut messages = Messages::new();
-        rtnl::set_mtu(&mut messages, standing.index, mtu);
+        for index in standing.vlan.into_iter().chain([standing.index]) {
+            rtnl::set_mtu(&mut messages, index, mtu);
+        }
         for (instance, veth) in self.wired_in(id) {
             rtnl::set_mtu(&mut messages, veth, mtu);
             let inside = self.enter(&instance, |channel| {
@@ -254,7 +259,7 @@ impl Domain {
     }
 
     fn doubt_missing_vlans(&mut self) {
-        let unsupported = self.vlan_unsupported;
+        let unsupported = !self.caps.vlan;
         for network in self.networks.values_mut() {
             let without = network.standing.as_ref().is_some_and(|s| s.vlan.is_none());
             if without && network.wanted.wants_vlan() && !unsupported {
@@ -283,6 +288,9 @@ impl Domain {
             }
             if let Err(err) = self.links.execute(&mut messages) {
                 error!("cannot put instances back network={id} err={}", chain(&err));
+            }
+            if !self.wired_in(&id).is_empty() {
+                self.set_mtu(&id, standing.mtu);
             }
         }
     }

@@ -240,6 +240,7 @@ impl Attachment {
             limits: Limits {
                 download_bytes: plan.quotas.download_bytes.filter(|bytes| *bytes > 0),
                 upload_bytes: plan.quotas.upload_bytes.filter(|bytes| *bytes > 0),
+                ..Limits::default()
             },
             hosts: plan.hosts.clone(),
             etc_dir: plan.etc_dir.clone(),

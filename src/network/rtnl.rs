@@ -107,6 +107,16 @@ pub(super) fn new_bridge(messages: &mut Messages, bridge: &NewBridge<'_>) {
     });
 }
 
+/// A request for a link of this kind that the kernel refuses in any case: an Ethernet address of
+/// one byte. If it does not know the kind it says so.
+pub(super) fn ask_for_kind(messages: &mut Messages, kind: &str) {
+    messages.add("ask for link kind", RTM_NEWLINK, channel::CREATE_NEW, |p| {
+        link_header(p, AF_UNSPEC, 0, 0, 0);
+        p.attribute(IFLA_ADDRESS, &[0]);
+        p.group(IFLA_LINKINFO, |p| p.text(IFLA_INFO_KIND, kind));
+    });
+}
+
 /// What a new VLAN interface is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewVlan<'a> {
@@ -317,6 +327,10 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     pub(super) up: bool,
     pub(super) ethernet: bool,
+    /// Link that carries it, 0 = none in this namespace.
+    pub(super) parent: Index,
+    /// Of a VLAN; else 0.
+    pub(super) vlan_id: u16,
 }
 
 /// All links of the namespace of the channel.
@@ -341,15 +355,22 @@ fn parse_link(message: &Message<'_>) -> Option<Link> {
             IFLA_IFNAME => link.name = wire::text(value).to_owned(),
             IFLA_IFALIAS => link.alias = wire::text(value).to_owned(),
             IFLA_MTU => link.mtu = wire::read_u32(value, 0)?,
+            IFLA_LINK => link.parent = wire::read_u32(value, 0)?,
             IFLA_MASTER => link.master = wire::read_u32(value, 0)?,
             IFLA_LINKINFO => {
                 let kind = wire::find(value, IFLA_INFO_KIND).map(wire::text);
                 link.kind = kind.unwrap_or_default().to_owned();
+                link.vlan_id = vlan_id(&link.kind, value).unwrap_or(0);
             }
             _ => {}
         }
     }
     Some(link)
+}
+
+fn vlan_id(kind: &str, info: &[u8]) -> Option<u16> {
+    let data = (kind == "vlan").then(|| wire::find(info, IFLA_INFO_DATA)).flatten()?;
+    wire::read_u16(wire::find(data, IFLA_VLAN_ID)?, 0)
 }
 
 /// All IPv4 addresses of the namespace of the channel.
@@ -485,6 +506,18 @@ mod tests {
         ]
         .concat();
         assert_eq!(body(|messages| new_vlan(messages, &vlan)), expect);
+    }
+
+    #[test]
+    fn listed_vlans_tell_id_and_parent() {
+        let name = LinkName::try_from("vlan-e40c292c").unwrap();
+        let vlan = NewVlan { index: 7, name: &name, parent: 2, bridge: 5, vlan_id: 300 };
+        let bytes = body(|messages| new_vlan(messages, &vlan));
+        let kind = RTM_NEWLINK;
+        let message = Message { kind, flags: 0, sequence: 0, port: 0, body: &bytes };
+        let link = parse_link(&message).unwrap();
+        let seen = (link.index, link.kind.as_str(), link.parent, link.master, link.vlan_id);
+        assert_eq!(seen, (7, "vlan", 2, 5, 300));
     }
 
     #[test]

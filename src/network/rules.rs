@@ -145,13 +145,15 @@ fn key(parts: &[&[u8]]) -> Key {
 pub(super) struct Policy {
     /// The outside reaches every port of an instance.
     pub(super) open_inbound: bool,
+    /// Speed is limited by dropping packets, because the kernel cannot delay them.
+    pub(super) police: bool,
     pub(super) local: LocalNetworks,
 }
 
 /// Adds our sets, chains and rules to a batch, as empty as after a start. `missing` says which of
 /// the base chains have to be made, `node` what the node has counted so far.
 pub(super) fn install(batch: &mut Messages, missing: &[&str], policy: &Policy, node: Volume) {
-    accounting::install(batch, FIRST_ACCOUNTING_SET, &policy.local, node);
+    accounting::install(batch, FIRST_ACCOUNTING_SET, policy, node);
     for (set, id) in Set::ALL.into_iter().zip(1..) {
         let (key_type, key_bytes) = set.key();
         nft::new_set(

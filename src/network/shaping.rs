@@ -7,6 +7,7 @@ use super::rtnl::Index;
 use super::wire::Messages;
 
 const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_TBF_PARMS: u16 = 1;
@@ -65,11 +66,7 @@ impl Bucket {
 pub(super) fn limit(messages: &mut Messages, link: Index, rate_kbit: u64) {
     let bucket = Bucket::new(rate_kbit);
     messages.add(LIMIT_SPEED, RTM_NEWQDISC, channel::CREATE_OR_REPLACE, |p| {
-        let mut header = [0; 20];
-        header[4..8].copy_from_slice(&link.to_ne_bytes());
-        header[8..12].copy_from_slice(&HANDLE.to_ne_bytes());
-        header[12..16].copy_from_slice(&PARENT_ROOT.to_ne_bytes());
-        p.raw(&header);
+        p.raw(&root_of(link));
         p.text(TCA_KIND, "tbf");
         p.group(TCA_OPTIONS, |p| {
             p.attribute(TCA_TBF_PARMS, &bucket.options());
@@ -79,6 +76,40 @@ pub(super) fn limit(messages: &mut Messages, link: Index, rate_kbit: u64) {
             }
         });
     });
+}
+
+/// A limit without a rate, which the kernel refuses in any case; one without the filter says so.
+pub(super) fn ask_for_tbf(messages: &mut Messages) {
+    messages.add("ask for tbf", RTM_NEWQDISC, channel::CREATE_OR_REPLACE, |p| {
+        p.raw(&root_of(super::rtnl::LOOPBACK_INDEX));
+        p.text(TCA_KIND, "tbf");
+    });
+}
+
+/// Ends the limit of a link that has one.
+pub(super) fn remove(messages: &mut Messages, link: Index) {
+    messages.add("remove speed limit", RTM_DELQDISC, channel::REQUEST, |p| p.raw(&root_of(link)));
+}
+
+/// `struct tcmsg`
+fn root_of(link: Index) -> [u8; 20] {
+    let mut header = [0; 20];
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    header[8..12].copy_from_slice(&HANDLE.to_ne_bytes());
+    header[12..16].copy_from_slice(&PARENT_ROOT.to_ne_bytes());
+    header
+}
+
+/// Rate and burst of a limit that drops what is too much instead of delaying it, in bytes per second
+/// and bytes. TCP needs room for what it sends in one round trip.
+pub(super) fn police(rate_kbit: u64) -> (u64, u32) {
+    let bucket = Bucket::new(rate_kbit);
+    (bucket.bytes_per_second, bucket.limit_bytes)
+}
+
+/// The rate that `police` gave, in kbit/s.
+pub(super) fn kbit(bytes_per_second: u64) -> u64 {
+    bytes_per_second / 125
 }
 
 /// Name of the operation, by which a kernel without the filter is recognised.

@@ -3,6 +3,8 @@
 mod dns;
 mod faults;
 mod life;
+mod limits;
 mod reach;
 mod rig;
 mod traffic;
+mod vlan;

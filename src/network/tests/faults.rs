@@ -1,11 +1,18 @@
 //! Bad input and foreign objects: a clear error, and nothing else changes.
 
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+
+use super::super::NetworkSettings;
+use super::super::caps::NetCaps;
 use super::super::rules::Set;
-use super::rig::{Rig, on_a_host};
+use super::rig::{Rig, on_a_host, with_caps};
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::testing::wait_until;
+use crate::sys::time::monotonic;
 
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
 
@@ -167,6 +174,12 @@ fn many_rules_are_made_anew_at_once() {
         wait_until("all rules", || rig.keys(Set::Exposed) == ports);
         rig.flush_rules();
         wait_until("rules anew", || rig.keys(Set::Exposed) == ports);
+        // That once: announcements of it that are lost are no reason to do it again.
+        let (generation, end) = (rig.generation(), monotonic() + Duration::from_millis(1500));
+        while monotonic() < end {
+            rig.net.survey();
+        }
+        assert!(rig.generation() <= generation + 1);
         rig.restart();
         assert_eq!(rig.net.survey().len(), usize::from(instances));
         wait_until("all rules after a restart", || rig.keys(Set::Exposed) == ports);
@@ -207,5 +220,65 @@ fn rules_stand_beside_those_of_the_os() {
             assert!(table.contains(kept), "{table}");
         }
         assert_eq!(table.matches("aos-sm").count(), 5, "{table}");
+    });
+}
+
+/// As in a container that may not change the kernel's settings.
+#[test]
+fn forwarding_that_cannot_be_enabled_is_an_error() {
+    on_a_host("faults_forwarding", |rig: &mut Rig| {
+        let path = std::path::Path::new("/proc/sys/net/ipv4/ip_forward");
+        let fixed = tempfile::NamedTempFile::new().unwrap();
+        let fix = |value: &str| {
+            crate::sys::fs::write_plain(fixed.path(), value.as_bytes(), 0o444).unwrap();
+            crate::sys::mount::bind(fixed.path(), path).unwrap();
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+            mount(None::<&str>, path, None::<&str>, flags, None::<&str>).unwrap();
+        };
+        fix("0\n");
+        let failed = rig.update(&[NET1]);
+        assert!(failed[0].1.message.contains("cannot enable forwarding in"), "{failed:?}");
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        refused(rig, &plan, "cannot enable forwarding in");
+        assert!(rig.links().is_empty() && rig.namespaces().is_empty());
+        // Somebody else has done it.
+        fix("1\n");
+        rig.net.attach(&plan).unwrap();
+    });
+}
+
+#[test]
+fn a_kernel_without_vlans_is_reported_once() {
+    let caps = Some(NetCaps { vlan: false, ..NetCaps::ALL });
+    with_caps("faults_no_vlan", NetworkSettings::default(), caps, |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        assert!(rig.alerts().is_empty());
+        for (id, vlan_id) in [("net1", 5), ("net2", 6), ("net1", 7)] {
+            let third = if id == "net1" { 17 } else { 18 };
+            let failed = rig.update_params(vec![NetworkParams {
+                id: NetworkId::new(id),
+                subnet: format!("172.{third}.0.0/16"),
+                ip: format!("172.{third}.0.1"),
+                vlan_id,
+            }]);
+            assert!(failed.is_empty(), "{failed:?}");
+        }
+        let expect = "network is degraded: no networks between nodes: kernel lacks 8021q (VLAN)";
+        assert_eq!(rig.alerts(), [expect]);
+    });
+}
+
+#[test]
+fn a_kernel_without_bridges_or_pairs_is_reported() {
+    let caps = Some(NetCaps { bridge: false, veth: false, ..NetCaps::ALL });
+    with_caps("faults_no_bridge", NetworkSettings::default(), caps, |rig: &mut Rig| {
+        rig.update(&[]);
+        let alerts = rig.alerts();
+        assert_eq!(alerts.len(), 2);
+        assert!(alerts[0].ends_with("instances get no network: kernel lacks bridge"));
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        refused(rig, &plan, "kernel lacks bridge");
+        assert!(rig.namespaces().is_empty());
     });
 }

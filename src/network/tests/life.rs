@@ -71,6 +71,55 @@ fn no_process_is_made_while_sixteen_instances_come_and_go() {
 }
 
 #[test]
+fn sixty_four_instances_come_at_once() {
+    on_a_host("life_64", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let address =
+            |number: u64| Ipv4Addr::from_bits(0xac11_0100 + u32::try_from(number).unwrap());
+        let plans: Vec<NetworkPlan> = (0..64)
+            .map(|number| rig.plan("net1", NET1.1, &address(number).to_string(), number))
+            .collect();
+        std::thread::scope(|scope| {
+            let net = &rig.net;
+            plans.iter().for_each(|plan| drop(scope.spawn(move || net.attach(plan).unwrap())));
+        });
+        assert_eq!((rig.keys(Set::Instances), rig.namespaces().len()), (64, 64));
+        for (number, plan) in (0..).zip(&plans) {
+            let next = (number + 1) % 64;
+            let target = rig.instance(&plans[usize::try_from(next).unwrap()]);
+            let seen = rig.instance(plan).reaches(&target, address(next)).unwrap();
+            assert_eq!(seen, address(number));
+        }
+        std::thread::scope(|scope| {
+            let net = &rig.net;
+            plans.iter().for_each(|plan| drop(scope.spawn(move || net.detach(&plan.id).unwrap())));
+        });
+        assert_eq!((rig.keys(Set::Instances), rig.namespaces().len()), (0, 0));
+        rig.wait_for_links(&["br-net1"]);
+    });
+}
+
+/// Somebody holds the namespace: a process that was forgotten, or an administrator.
+#[test]
+fn a_namespace_in_use_holds_no_link() {
+    on_a_host("life_held", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let [a, b] = two(rig);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        let pair = rig.instance(&a).connect(&rig.instance(&b), A2);
+        let held = std::fs::File::open(namespace(&a)).unwrap();
+        rig.net.detach(&a.id).unwrap();
+        // Its address is free at once, its link is gone soon.
+        let next = rig.plan("net1", NET1.1, "172.17.0.2", 7);
+        rig.net.attach(&next).unwrap();
+        assert!(rig.instance(&b).reaches(&rig.instance(&next), [172, 17, 0, 2].into()).is_ok());
+        crate::sys::testing::wait_until("the end of the link", || rig.links().len() == 3);
+        drop((held, pair.split()));
+    });
+}
+
+#[test]
 fn one_bad_instance_does_not_stop_those_that_come_with_it() {
     on_a_host("life_bad_in_batch", |rig: &mut Rig| {
         rig.update(&[NET1]);

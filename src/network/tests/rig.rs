@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
 
+use super::super::caps::NetCaps;
 use super::super::channel::Channel;
 use super::super::rtnl::{self, Link, LinkAddress, NewBridge, NewVeth};
 use super::super::wire::Messages;
@@ -21,6 +22,7 @@ use crate::model::event::Event;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
 use crate::model::service::Quotas;
+use crate::model::status::{Alert, AlertPayload};
 use crate::model::traffic::TrafficRow;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::mount::{isolate, tmpfs};
@@ -37,6 +39,8 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// Address of the host towards the outside, and of a machine out there.
 pub(super) const UPLINK: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// Interface of the host towards it.
+pub(super) const UPLINK_INDEX: u32 = 100;
 const OUTSIDE_NAME: &str = "outside";
 
 /// One host.
@@ -47,6 +51,8 @@ pub(super) struct Rig {
     /// What a database would hold, and what was removed from it.
     rows: RefCell<BTreeMap<Box<str>, TrafficRow>>,
     gone: RefCell<Vec<Box<str>>>,
+    alerts: RefCell<Vec<String>>,
+    caps: Option<NetCaps>,
     thread: Option<JoinHandle<()>>,
     etc: tempfile::TempDir,
     settings: NetworkSettings,
@@ -59,12 +65,22 @@ pub(super) fn on_a_host(test: &'static str, body: fn(&mut Rig)) {
 }
 
 pub(super) fn with_settings(test: &'static str, settings: NetworkSettings, body: fn(&mut Rig)) {
+    with_caps(test, settings, None, body);
+}
+
+/// On a kernel that has no more than this.
+pub(super) fn with_caps(
+    test: &'static str,
+    settings: NetworkSettings,
+    caps: Option<NetCaps>,
+    body: fn(&mut Rig),
+) {
     let thread = spawn_sized("net-test", 1024 * 1024, move || {
         if isolate().and_then(|()| tmpfs(Path::new("/run"), None, 0o755)).is_err() {
             println!("SKIP {test}: needs CAP_NET_ADMIN and CAP_SYS_ADMIN");
             return;
         }
-        let mut rig = Rig::new(settings);
+        let mut rig = Rig::new(settings, caps);
         body(&mut rig);
         rig.stop();
     });
@@ -72,15 +88,17 @@ pub(super) fn with_settings(test: &'static str, settings: NetworkSettings, body:
 }
 
 impl Rig {
-    fn new(settings: NetworkSettings) -> Self {
+    fn new(settings: NetworkSettings, caps: Option<NetCaps>) -> Self {
         let mut channel = Channel::open(Family::Route).unwrap();
         let mut messages = Messages::new();
         rtnl::set_up(&mut messages, rtnl::LOOPBACK_INDEX);
         channel.execute(&mut messages).unwrap();
-        let (net, events, thread) = start(settings.clone(), vec![], &[]);
+        let (net, events, thread) = start(settings.clone(), caps, vec![], &[]);
         Self {
             rows: RefCell::default(),
             gone: RefCell::default(),
+            alerts: RefCell::default(),
+            caps,
             host: HostNs::open().unwrap(),
             net,
             events,
@@ -109,7 +127,7 @@ impl Rig {
         self.take_rows();
         let known: Vec<InstanceId> = known.iter().map(|plan| plan.id.clone()).collect();
         *self.rows.borrow_mut() = rows.iter().map(|row| (row.chain.clone(), row.clone())).collect();
-        let (net, events, thread) = start(self.settings.clone(), rows, &known);
+        let (net, events, thread) = start(self.settings.clone(), self.caps, rows, &known);
         (self.net, self.events, self.thread) = (net, events, Some(thread));
     }
 
@@ -119,6 +137,9 @@ impl Rig {
                 let rows = rows.into_iter().map(|row| (row.chain.clone(), row));
                 self.rows.borrow_mut().extend(rows);
                 self.gone.borrow_mut().extend(gone);
+            }
+            Event::Alert(Alert { payload: AlertPayload::Core { message, .. }, .. }) => {
+                self.alerts.borrow_mut().push(message);
             }
             other => panic!("{other:?}"),
         }
@@ -151,6 +172,26 @@ impl Rig {
     pub(super) fn gone(&self) -> Vec<Box<str>> {
         self.take_rows();
         self.gone.borrow().clone()
+    }
+
+    /// What the node has complained about.
+    pub(super) fn alerts(&self) -> Vec<String> {
+        self.take_rows();
+        self.alerts.borrow().clone()
+    }
+
+    /// Number of the last change of nf_tables.
+    pub(super) fn generation(&self) -> u32 {
+        let mut channel = Channel::open(Family::Netfilter).unwrap();
+        channel.collect(&mut listing::get_generation(), listing::parse_generation).unwrap()[0]
+    }
+
+    pub(super) fn has_tbf(&self) -> bool {
+        NetCaps::detect(&mut Channel::open(Family::Route).unwrap()).tbf
+    }
+
+    pub(super) fn has_vlans(&self) -> bool {
+        NetCaps::detect(&mut Channel::open(Family::Route).unwrap()).vlan
     }
 
     /// A connection to the outside, if one comes about.
@@ -219,6 +260,11 @@ impl Rig {
 
     /// A machine outside that the host reaches over its default route.
     pub(super) fn add_outside(&self) {
+        self.add_outside_with_mtu(1500);
+    }
+
+    /// Its end of the link has the index 2, that of the host 100.
+    pub(super) fn add_outside_with_mtu(&self, mtu: u32) {
         let (socket, namespace) = self
             .host
             .create(OUTSIDE_NAME, || {
@@ -232,7 +278,7 @@ impl Rig {
             index: 100,
             name: &naming::LinkName::try_from("uplink0").unwrap(),
             bridge: 0,
-            mtu: 1500,
+            mtu,
             peer_index: 2,
             peer_mac: naming::mac(OUTSIDE),
             peer_namespace: namespace.as_raw_fd(),
@@ -257,6 +303,12 @@ impl Rig {
         let mut messages = Messages::new();
         rtnl::set_default_route(&mut messages, OUTSIDE, 100);
         host.execute(&mut messages).unwrap();
+    }
+
+    /// The cable is pulled.
+    pub(super) fn remove_outside(&self) {
+        self.delete_link(UPLINK_INDEX);
+        crate::sys::netns::remove(OUTSIDE_NAME).unwrap();
     }
 
     pub(super) fn outside(&self) -> Peer<'_> {
@@ -368,11 +420,13 @@ impl Rig {
 
 fn start(
     settings: NetworkSettings,
+    caps: Option<NetCaps>,
     rows: Vec<TrafficRow>,
     known: &[InstanceId],
 ) -> (NetHandle, Receiver<Event>, JoinHandle<()>) {
     let (mut thread, net) = NetThread::new(settings).unwrap();
     thread.restore(rows, known);
+    thread.pretend(caps);
     let (sender, events) = bounded(1024);
     let thread = spawn_sized("net", 256 * 1024, move || {
         // True in every test: no program is ever run for networks.
@@ -395,6 +449,23 @@ impl Peer<'_> {
             Some(name) => self.rig.host.enter(name, act).unwrap(),
             None => act(),
         }
+    }
+
+    /// Content of a file that differs from namespace to namespace, if there is one.
+    pub(super) fn file(&self, path: &str) -> Option<String> {
+        self.inside(|| std::fs::read_to_string(path)).ok()
+    }
+
+    pub(super) fn writes(&self, path: &str, text: &str) -> io::Result<()> {
+        self.inside(|| crate::sys::fs::write_existing(Path::new(path), text))
+    }
+
+    /// Changes links there.
+    pub(super) fn changes(&self, write: impl FnOnce(&mut Messages)) -> Result<(), Error> {
+        let mut channel = self.inside(|| Channel::open(Family::Route)).unwrap();
+        let mut messages = Messages::new();
+        write(&mut messages);
+        channel.execute(&mut messages)
     }
 
     /// Runs a program there.
@@ -446,6 +517,21 @@ impl Peer<'_> {
         assert!(connected.is_err(), "{socket} is reached");
     }
 
+    pub(super) fn reaches6(&self, target: &Peer<'_>, address: &str) -> bool {
+        self.connects6(target, address, PATIENCE)
+    }
+
+    pub(super) fn is_cut_off_from6(&self, target: &Peer<'_>, address: &str) {
+        assert!(!self.connects6(target, address, SILENCE), "{address} is reached");
+    }
+
+    fn connects6(&self, target: &Peer<'_>, address: &str, limit: Duration) -> bool {
+        let listener = target.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let socket = SocketAddr::from((address.parse::<Ipv6Addr>().unwrap(), port));
+        self.inside(|| TcpStream::connect_timeout(&socket, limit)).is_ok()
+    }
+
     /// A connection and its other end.
     pub(super) fn connect(&self, target: &Peer<'_>, address: Ipv4Addr) -> Pair {
         let port = self.rig.take_port();
@@ -479,6 +565,10 @@ impl Peer<'_> {
 pub(super) struct Pair(TcpStream, TcpStream);
 
 impl Pair {
+    pub(super) fn new(from: TcpStream, to: TcpStream) -> Self {
+        Self(from, to)
+    }
+
     pub(super) fn split(self) -> (TcpStream, TcpStream) {
         (self.0, self.1)
     }

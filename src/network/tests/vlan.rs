@@ -1,0 +1,249 @@
+//! Networks that span several nodes: VLANs on the uplink, and the size of frames. The other node is
+//! a namespace with a VLAN interface of its own.
+
+use std::net::Ipv4Addr;
+
+use super::super::NetworkSettings;
+use super::super::naming::LinkName;
+use super::super::rtnl::{self, Index, Link, LinkAddress, NewVlan};
+use super::rig::{Rig, UPLINK_INDEX, on_a_host, with_settings};
+use crate::model::desired::NetworkParams;
+use crate::model::id::NetworkId;
+use crate::ports::{Network, NetworkPlan};
+use crate::sys::testing::wait_until;
+
+const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
+const NODE1: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+const A: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
+/// An instance of the same network on the other node.
+const FAR: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 100);
+/// The other node's end of the uplink.
+const FAR_PARENT: Index = 2;
+
+fn skips(rig: &Rig, test: &str) -> bool {
+    let skips = !rig.has_vlans();
+    if skips {
+        println!("SKIP {test}: kernel lacks 8021q (VLAN)");
+    }
+    skips
+}
+
+fn update(rig: &Rig, vlan_id: u64) {
+    let (id, subnet, ip) = (NetworkId::new(NET1.0), NET1.1.to_owned(), NET1.2.to_owned());
+    let failed = rig.update_params(vec![NetworkParams { id, subnet, ip, vlan_id }]);
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+fn attached(rig: &Rig) -> NetworkPlan {
+    let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+    rig.net.attach(&plan).unwrap();
+    plan
+}
+
+/// The other node is in the network.
+fn add_far(rig: &Rig, index: Index, vlan_id: u16) {
+    let name = &LinkName::try_from(format!("far{index}").as_str()).unwrap();
+    rig.outside()
+        .changes(|messages| {
+            let vlan = NewVlan { index, name, parent: FAR_PARENT, bridge: 0, vlan_id };
+            rtnl::new_vlan(messages, &vlan);
+            let address = LinkAddress { index, address: FAR, prefix: 16 };
+            rtnl::new_address(messages, &address, Ipv4Addr::new(172, 17, 255, 255));
+        })
+        .unwrap();
+}
+
+fn vlans(rig: &Rig) -> Vec<Link> {
+    rig.links().into_iter().filter(|link| link.kind == "vlan").collect()
+}
+
+/// Both ends see the addresses of each other, not that of a node.
+fn assert_reached(rig: &Rig, plan: &NetworkPlan) {
+    let (one, far) = (rig.instance(plan), rig.outside());
+    assert_eq!(one.reaches(&far, FAR).unwrap(), A);
+    assert_eq!(far.reaches(&one, A).unwrap(), FAR);
+}
+
+#[test]
+fn a_network_spans_nodes() {
+    on_a_host("vlan_spans", |rig: &mut Rig| {
+        if skips(rig, "vlan_spans") {
+            return;
+        }
+        rig.add_outside();
+        update(rig, 300);
+        let plan = attached(rig);
+        add_far(rig, 10, 300);
+        assert_reached(rig, &plan);
+        assert_eq!(rig.outside().reaches(&rig.node(), NODE1).unwrap(), FAR);
+        let [vlan] = &vlans(rig)[..] else { panic!("{:?}", rig.links()) };
+        assert_eq!((vlan.vlan_id, vlan.parent, vlan.up), (300, UPLINK_INDEX, true));
+        // Another id is another network.
+        update(rig, 301);
+        assert_eq!(vlans(rig).iter().map(|link| link.vlan_id).collect::<Vec<_>>(), [301]);
+        rig.outside().is_cut_off_from(&rig.instance(&plan), A, 80);
+        rig.outside().changes(|messages| rtnl::delete_link(messages, 10)).unwrap();
+        add_far(rig, 11, 301);
+        assert_reached(rig, &plan);
+        // Ids that do not exist end the VLAN and leave the network.
+        for vlan_id in [4095, 4096, u64::MAX, 0] {
+            update(rig, vlan_id);
+            assert!(vlans(rig).is_empty());
+            assert!(rig.instance(&plan).reaches(&rig.node(), NODE1).is_ok());
+        }
+        update(rig, 4094);
+        assert_eq!(vlans(rig).len(), 1);
+        rig.net.detach(&plan.id).unwrap();
+        rig.update(&[]);
+        rig.wait_for_links(&[]);
+    });
+}
+
+#[test]
+fn vlans_outlive_the_daemon() {
+    on_a_host("vlan_restart", |rig: &mut Rig| {
+        if skips(rig, "vlan_restart") {
+            return;
+        }
+        rig.add_outside();
+        update(rig, 300);
+        let plan = attached(rig);
+        add_far(rig, 10, 300);
+        let mut pair = rig.instance(&plan).connect(&rig.outside(), FAR);
+        let before = vlans(rig);
+        rig.restart();
+        update(rig, 300);
+        rig.net.adopt(&plan).unwrap();
+        rig.keep(&[&plan.id]);
+        pair.works();
+        assert_eq!(vlans(rig), before);
+        // The id has changed while the daemon was away.
+        rig.restart();
+        update(rig, 302);
+        rig.net.adopt(&plan).unwrap();
+        rig.keep(&[&plan.id]);
+        assert_eq!(vlans(rig).iter().map(|link| link.vlan_id).collect::<Vec<_>>(), [302]);
+    });
+}
+
+/// Its VLAN has a random name and no alias.
+#[test]
+fn the_vlan_of_the_reference_is_taken_over() {
+    on_a_host("vlan_reference", |rig: &mut Rig| {
+        if skips(rig, "vlan_reference") {
+            return;
+        }
+        rig.add_outside();
+        rig.add_bridge(5000, "br-net1", "", Some(NODE1));
+        let name = &LinkName::try_from("vlan-00c0ffee").unwrap();
+        let vlan = NewVlan { index: 5001, name, parent: UPLINK_INDEX, bridge: 5000, vlan_id: 300 };
+        rig.node().changes(|messages| rtnl::new_vlan(messages, &vlan)).unwrap();
+        update(rig, 300);
+        let [left] = &vlans(rig)[..] else { panic!("{:?}", rig.links()) };
+        assert_eq!((left.index, left.alias.as_str(), left.master), (5001, "aos:net:net1", 5000));
+        let plan = attached(rig);
+        add_far(rig, 10, 300);
+        assert_reached(rig, &plan);
+    });
+}
+
+#[test]
+fn a_foreign_vlan_is_not_touched() {
+    on_a_host("vlan_foreign", |rig: &mut Rig| {
+        if skips(rig, "vlan_foreign") {
+            return;
+        }
+        rig.add_outside();
+        let name = &LinkName::try_from("theirs").unwrap();
+        let vlan = NewVlan { index: 5001, name, parent: UPLINK_INDEX, bridge: 0, vlan_id: 300 };
+        rig.node().changes(|messages| rtnl::new_vlan(messages, &vlan)).unwrap();
+        update(rig, 300);
+        let plan = attached(rig);
+        assert!(rig.instance(&plan).reaches(&rig.node(), NODE1).is_ok());
+        let [theirs] = &vlans(rig)[..] else { panic!("{:?}", rig.links()) };
+        assert_eq!((theirs.index, theirs.alias.as_str(), theirs.master), (5001, "", 0));
+        // Two networks want the same id: one of them gets it, both work on this node.
+        let params = |id: &str, subnet: &str, ip: &str| NetworkParams {
+            id: NetworkId::new(id),
+            subnet: subnet.to_owned(),
+            ip: ip.to_owned(),
+            vlan_id: 400,
+        };
+        let list =
+            vec![params("net1", NET1.1, NET1.2), params("net2", "172.18.0.0/16", "172.18.0.1")];
+        assert!(rig.update_params(list).is_empty());
+        assert_eq!(vlans(rig).iter().filter(|link| link.vlan_id == 400).count(), 1);
+        rig.keep(&[&plan.id]);
+        assert!(vlans(rig).iter().any(|link| link.index == 5001));
+    });
+}
+
+#[test]
+fn a_vlan_comes_and_goes_with_its_uplink() {
+    on_a_host("vlan_uplink", |rig: &mut Rig| {
+        if skips(rig, "vlan_uplink") {
+            return;
+        }
+        // No way out yet.
+        update(rig, 300);
+        let plan = attached(rig);
+        assert!(vlans(rig).is_empty());
+        for mtu in [1400, 1300] {
+            rig.add_outside_with_mtu(mtu);
+            wait_until("a VLAN", || vlans(rig).len() == 1);
+            add_far(rig, 10, 300);
+            assert_reached(rig, &plan);
+            rig.remove_outside();
+            wait_until("the end of the VLAN", || vlans(rig).is_empty());
+            assert!(rig.instance(&plan).reaches(&rig.node(), NODE1).is_ok());
+        }
+    });
+}
+
+#[test]
+fn a_configured_parent_is_used() {
+    let vlan_parent = "wired0".to_owned();
+    let settings = NetworkSettings { vlan_parent, ..NetworkSettings::default() };
+    with_settings("vlan_parent", settings, |rig: &mut Rig| {
+        if skips(rig, "vlan_parent") {
+            return;
+        }
+        rig.add_outside();
+        update(rig, 300);
+        assert!(vlans(rig).is_empty());
+        // A bridge is as good as any Ethernet interface.
+        rig.add_bridge(5000, "wired0", "somebody else's", None);
+        wait_until("a VLAN", || vlans(rig).len() == 1);
+        assert_eq!(vlans(rig)[0].parent, 5000);
+    });
+}
+
+/// Frames that are too large for the way to the other node would vanish.
+#[test]
+fn links_have_the_mtu_of_the_uplink() {
+    on_a_host("vlan_mtu", |rig: &mut Rig| {
+        if skips(rig, "vlan_mtu") {
+            return;
+        }
+        rig.add_outside_with_mtu(1400);
+        update(rig, 300);
+        let plan = attached(rig);
+        let mtus = |rig: &Rig| -> Vec<u32> {
+            let eth0 = rig.instance(&plan).links().into_iter().filter(|link| link.index != 1);
+            rig.links().into_iter().chain(eth0).map(|link| link.mtu).collect()
+        };
+        assert_eq!(mtus(rig), [1400; 4]);
+        rig.node().changes(|messages| rtnl::set_mtu(messages, UPLINK_INDEX, 1300)).unwrap();
+        wait_until("a smaller MTU", || mtus(rig) == [1300; 4]);
+        rig.node().changes(|messages| rtnl::set_mtu(messages, UPLINK_INDEX, 1450)).unwrap();
+        wait_until("a larger MTU", || mtus(rig) == [1450; 4]);
+        // It has changed while the daemon was away.
+        rig.stop();
+        rig.node().changes(|messages| rtnl::set_mtu(messages, UPLINK_INDEX, 1350)).unwrap();
+        rig.restart();
+        update(rig, 300);
+        rig.net.adopt(&plan).unwrap();
+        rig.keep(&[&plan.id]);
+        assert_eq!(mtus(rig), [1350; 4]);
+    });
+}
