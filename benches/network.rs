@@ -23,6 +23,7 @@ use aos_servicemanager::model::desired::{InstanceNetwork, NetworkParams};
 use aos_servicemanager::model::event::Event;
 use aos_servicemanager::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
 use aos_servicemanager::model::service::Quotas;
+use aos_servicemanager::model::traffic::Traffic;
 use aos_servicemanager::network::{NetHandle, NetThread, NetworkSettings};
 use aos_servicemanager::ports::{Network, NetworkPlan, TrafficSource};
 use aos_servicemanager::sys::malloc;
@@ -282,12 +283,14 @@ fn counters(host: &Place, table: &mut Table) -> Outcome<()> {
     for plan in &plans {
         host.net.attach(plan)?;
     }
+    let reader = host.net.traffic_reader();
+    let mut traffic = Traffic::default();
     let mut reads = Vec::new();
     for _ in 0..10 {
         // Younger counters come from memory.
         thread::sleep(Duration::from_millis(1100));
         let start = Instant::now();
-        let traffic = host.net.traffic(PATIENCE)?;
+        reader.traffic(PATIENCE, &mut traffic)?;
         reads.push(start.elapsed());
         if traffic.instances.len() != plans.len() {
             return Err(format!("{} instances counted", traffic.instances.len()).into());

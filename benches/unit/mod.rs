@@ -65,14 +65,27 @@ impl Unit {
     /// Starts a unit whose service manager uses `runtime`, with the directory of the database in
     /// `work` (default: on a tmpfs). The daemon is not started.
     pub(crate) fn start(host: &Host, runtime: &Path, work: Option<&Path>) -> Outcome<Self> {
+        Self::start_with(host, runtime, work, &[])
+    }
+
+    /// The same with further members of the daemon's configuration.
+    pub(crate) fn start_with(
+        host: &Host,
+        runtime: &Path,
+        work: Option<&Path>,
+        more: &[String],
+    ) -> Outcome<Self> {
         let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let dir = host.dir.join(name);
+        // Another unit of the same bench may still have files open.
+        let number = fs::read_dir(&host.dir)?.count();
+        let dir = host.dir.join(format!("{name}-{number}"));
         let mut settings = vec![
             format!("runtime={}", runtime.display()),
             format!("cgroupParent={}", host.cgroup_parent),
             "startVerdict=immediate".to_owned(),
             format!("monitoring.pollPeriod={POLL_SECONDS}s"),
         ];
+        settings.extend_from_slice(more);
         if let Some(work) = work {
             fs::create_dir_all(work)?;
             settings.push(format!("workingDir={}", work.display()));

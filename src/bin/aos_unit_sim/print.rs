@@ -1,6 +1,6 @@
 //! Output: one line for each thing that happens, with its time (UTC); details are indented.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 #[derive(Debug)]
@@ -28,6 +28,19 @@ impl Printer {
     /// A line that belongs to the one before.
     pub(crate) fn detail(&self, text: &str) {
         self.write(&format!("{:21}{text}\n", ""));
+    }
+
+    /// A table that takes the place of the one before, where that is possible.
+    pub(crate) fn table(&self, lines: &[String]) {
+        const HOME_AND_CLEAR: &str = "\x1b[H\x1b[2J";
+        if matches!(self, Self::Stdout) && io::stdout().is_terminal() {
+            self.write(HOME_AND_CLEAR);
+        }
+        // The columns stand below each other.
+        self.line("table", &format!(" {}", lines.first().map_or("", String::as_str)));
+        for line in lines.iter().skip(1) {
+            self.detail(line);
+        }
     }
 
     /// Text as it is.

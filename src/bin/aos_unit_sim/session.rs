@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +25,7 @@ use crate::unit::render::{self, Text};
 use crate::unit::script::{
     self, Command, Condition, Config, Env, FileFault, Link, LogKind, Logs, Selector, Switch,
 };
+use crate::unit::table;
 use crate::unit::world::{Event, World};
 
 /// Printed lines that `wait text` can still find.
@@ -103,6 +105,8 @@ pub(crate) struct Session {
     open: bool,
     overrides: Vec<wire::OverrideInstanceEnvVar>,
     logs_asked: u64,
+    /// Regular monitoring is shown as a table.
+    table: bool,
     failures: u32,
 }
 
@@ -124,6 +128,7 @@ impl Session {
             open: true,
             overrides: Vec::new(),
             logs_asked: 0,
+            table: false,
             failures: 0,
         }
     }
@@ -204,6 +209,7 @@ impl Session {
                 self.send(In::GetAverageMonitoring(wire::GetAverageMonitoring::new()))?;
                 self.known.owed.stats += 1;
             }
+            Command::Monitor(time) => self.monitor(time),
             Command::Config(config) => self.config(config)?,
             Command::Env(env) => self.override_env(env)?,
             Command::Link(link) => self.link(link)?,
@@ -286,6 +292,7 @@ impl Session {
         };
         self.send(message)?;
         self.logs_asked += 1;
+        self.unit.answers.ask(&log_id, logs.to.as_deref().map(Path::new));
         self.known.owed.logs.insert(log_id);
         Ok(())
     }
@@ -364,6 +371,14 @@ impl Session {
     fn sleep(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while self.take_until(end) {}
+    }
+
+    /// The table of every sample, until the time has come or something is typed.
+    fn monitor(&mut self, time: Duration) {
+        let (end, waiting) = (Instant::now() + time, self.lines.len());
+        self.table = true;
+        while self.lines.len() == waiting && self.take_until(end) {}
+        self.table = false;
     }
 
     fn wait(&mut self, condition: &Condition, limit: Duration) -> Result<(), String> {
@@ -483,6 +498,7 @@ impl Session {
                 self.known.reported = false;
                 self.known.fresh = false;
                 self.known.owed = Owed::default();
+                self.unit.answers.forget();
                 let name = common_name.unwrap_or_else(|| "nobody".to_owned());
                 self.print("link", &line(format!("stream {link} from {peer} as {name}")));
             }
@@ -490,10 +506,7 @@ impl Session {
                 if self.known.link == Some(link) {
                     self.note(&message);
                 }
-                let regular = matches!(message.SMOutgoingMessage, Some(Out::InstantMonitoring(_)));
-                if !(regular && self.manners.quiet) {
-                    self.print("<- sm", &render::outgoing(&message));
-                }
+                self.show(&message);
             }
             CmEvent::Malformed { link, bytes, error } => {
                 let size = bytes.len();
@@ -511,6 +524,39 @@ impl Session {
                 self.print("link", &line(format!("stream {link} closed: {reason}")));
             }
         }
+    }
+
+    fn show(&mut self, message: &wire::SMOutgoingMessages) {
+        match &message.SMOutgoingMessage {
+            Some(Out::InstantMonitoring(sample)) if self.table => {
+                self.printer.table(&table::lines(sample, self.unit.max_dmips));
+            }
+            Some(Out::InstantMonitoring(_)) if self.manners.quiet => {}
+            Some(Out::Log(log)) => {
+                let mut text = render::outgoing(message);
+                if self.unit.answers.is_only_saved(&log.log_id) {
+                    text.details.clear();
+                }
+                self.print("<- sm", &text);
+                self.save(log);
+            }
+            _ => self.print("<- sm", &render::outgoing(message)),
+        }
+    }
+
+    fn save(&mut self, log: &wire::LogData) {
+        let summary = match self.unit.answers.take(log) {
+            Ok(None) => return,
+            Ok(Some(saved)) => format!(
+                "{} with {} lines, {} bytes saved in {}",
+                log.log_id,
+                saved.lines,
+                saved.bytes,
+                saved.path.display()
+            ),
+            Err(error) => format!("{} is not saved: {}", log.log_id, chain(error)),
+        };
+        self.print("unit", &Text { summary, details: Vec::new() });
     }
 
     fn note(&mut self, message: &wire::SMOutgoingMessages) {

@@ -9,6 +9,7 @@
 #![allow(dead_code, unreachable_pub)] // tests and the program each use a part of it
 #![allow(clippy::disallowed_methods)]
 
+pub mod answers;
 pub mod catalog;
 pub mod certs;
 pub mod cm;
@@ -18,5 +19,6 @@ pub mod package;
 pub mod render;
 pub mod script;
 pub mod server;
+pub mod table;
 pub mod world;
 mod words;

@@ -41,6 +41,8 @@ pub enum Command {
     Status,
     Logs(Logs),
     Stats,
+    /// Show regular monitoring as a table for so long.
+    Monitor(Duration),
     Config(Config),
     Env(Env),
     Link(Link),
@@ -142,6 +144,8 @@ pub struct Logs {
     /// Ages: from so long ago until so long ago.
     pub from: Option<Duration>,
     pub till: Option<Duration>,
+    /// Save the answer there and do not print it.
+    pub to: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -268,6 +272,10 @@ pub fn parse(line: &str) -> Result<Option<Command>, Error> {
         "status" => Command::Status,
         "logs" => logs(&mut args)?,
         "stats" => Command::Stats,
+        "monitor" => match args.next() {
+            None => Command::Monitor(DEFAULT_LIMIT),
+            Some(text) => Command::Monitor(args.duration(&text)?),
+        },
         "config" => config(&mut args)?,
         "env" => return env(command, rest).map(Some),
         "link" => link(&mut args)?,
@@ -365,7 +373,8 @@ fn logs(args: &mut Args) -> Result<Command, Error> {
         text => LogKind::Instance(args.selector_of(text)?),
     };
     let mut age = |key| args.option(key).map(|text| args.duration(&text)).transpose();
-    Ok(Command::Logs(Logs { kind, from: age("from")?, till: age("till")? }))
+    let (from, till) = (age("from")?, age("till")?);
+    Ok(Command::Logs(Logs { kind, from, till, to: args.option("to") }))
 }
 
 fn config(args: &mut Args) -> Result<Command, Error> {
@@ -545,8 +554,20 @@ mod tests {
                 kind: LogKind::Crash(selector("web")),
                 from: Some(Duration::from_secs(3600)),
                 till: None,
+                to: None,
             }),
         );
+        check(
+            "logs system to=/tmp/x",
+            Command::Logs(Logs {
+                kind: LogKind::System,
+                from: None,
+                till: None,
+                to: Some("/tmp/x".into()),
+            }),
+        );
+        check("monitor", Command::Monitor(DEFAULT_LIMIT));
+        check("monitor 5s", Command::Monitor(Duration::from_secs(5)));
         check(
             "fault /a.tar break=10",
             Command::Fault { path: "/a.tar".into(), fault: FileFault::Break(10) },

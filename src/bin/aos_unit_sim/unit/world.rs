@@ -12,6 +12,7 @@ use aos_servicemanager::iam::wire::v5::iamanager::{
 };
 use serde_json::{Value, json};
 
+use super::answers::Answers;
 use super::catalog::{Catalog, Offer};
 use super::certs::{self, Authority, Identity};
 use super::cm::{CmEvent, CmServer};
@@ -97,6 +98,10 @@ pub struct World {
     pub catalog: Catalog,
     /// Configuration of the service manager.
     pub config_file: PathBuf,
+    /// Log answers, saved below the directory of the unit.
+    pub answers: Answers,
+    /// What the node is said to have.
+    pub max_dmips: u64,
     authority: Authority,
     node_id: String,
     certs_made: u32,
@@ -164,6 +169,8 @@ impl World {
             files,
             catalog: Catalog::new(&packages, offer),
             config_file,
+            answers: Answers::new(&dir.join("logs")),
+            max_dmips: options.max_dmips,
             authority,
             node_id: options.node_id.clone(),
             certs_made: 1,
