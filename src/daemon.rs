@@ -265,13 +265,16 @@ fn start_threads(
 
     let (cm_tx, cm_tx_rx) = bounded::<CmTxCommand>(cm::sender::INBOX_CAPACITY);
     let events = core.clone();
-    threads.spawn("cm-tx", move || cm::sender::run(cm::sender::SEND_LIMIT, &cm_tx_rx, &events))?;
+    let (spare, spare_rx) = bounded(1);
+    threads.spawn("cm-tx", move || {
+        cm::sender::run(cm::sender::SEND_LIMIT, &cm_tx_rx, &events, &spare);
+    })?;
     let (iam, cm_rx) = start_peers(config, core, &cm_tx, threads)?;
 
     let (monitor, monitor_rx) = bounded::<MonitorCommand>(monitor::INBOX);
-    let output = MonitorOut::new(cm_tx.clone(), cm_rx.clone(), core.clone());
+    let output = MonitorOut::new(cm_tx.clone(), cm_rx.clone(), core.clone(), spare_rx);
     let (monitor_settings, monitor_clock) = (settings::monitor(config), clock.clone());
-    let traffic = host.net.clone();
+    let traffic = host.net.traffic_reader();
     threads.spawn("monitor", move || {
         monitor::run(&monitor_settings, &monitor_rx, &*monitor_clock, &traffic, &output);
     })?;

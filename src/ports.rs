@@ -84,8 +84,9 @@ pub trait Network: Send + Sync {
 
 /// Traffic counters; the net thread reads them.
 pub trait TrafficSource: Send + Sync {
-    /// The present counters, at most one second old. Waits no longer than `limit`.
-    fn traffic(&self, limit: Duration) -> Result<Traffic, Failure>;
+    /// Replaces `traffic` by the present counters, at most one second old. Waits no longer than
+    /// `limit`; on failure `traffic` stays as it is.
+    fn traffic(&self, limit: Duration, traffic: &mut Traffic) -> Result<(), Failure>;
 }
 
 /// What `Network::attach` needs.

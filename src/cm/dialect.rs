@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::model::command::CmCommand;
-use crate::model::status::CmReport;
+use crate::model::status::{CmReport, NodeMonitoring};
 
 /// A message that cannot be translated.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,8 @@ pub trait Dialect: Send + Sync + fmt::Debug {
     fn decode(&self, message: &[u8]) -> Result<Option<CmCommand>, Error>;
     /// Never longer than the peer's receive limit; long texts are cut.
     fn encode(&self, report: CmReport) -> Result<Vec<u8>, Error>;
+    /// `InstantMonitoring`; the sample stays with the caller, who has it filled again.
+    fn encode_instant(&self, sample: &NodeMonitoring) -> Result<Vec<u8>, Error>;
 }
 
 /// The text, cut at a character boundary to at most `limit` bytes.

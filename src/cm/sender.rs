@@ -1,7 +1,8 @@
 //! Thread cm-tx: the only writer of the stream to the CM.
 //!
 //! In: reports of core, samples of the monitor, parts of a log answer, and from cm-rx each new
-//! stream and the end of each. Out: messages, and to core that an alert has left. Everything that
+//! stream and the end of each. Out: messages, to core that an alert has left, and to the monitor
+//! the memory of a sample that is not needed any more. Everything that
 //! belongs to an older stream is dropped: after a registration core sends the full state anew.
 //! Deliberately not here: reconnecting and `CmLost`, which are cm-rx's. A send that fails ends the
 //! stream, which cm-rx sees.
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 
-use crate::cm::dialect::Dialect;
+use crate::cm::dialect::{self, Dialect};
 use crate::model::event::{Event, Session};
 use crate::model::failure::Failure;
 use crate::model::status::{CmReport, LogPart, NodeMonitoring, chain};
@@ -59,8 +60,13 @@ pub enum CmTxCommand {
 }
 
 /// Body of the thread. `send_limit` is [`SEND_LIMIT`] but in tests.
-pub fn run(send_limit: Duration, inbox: &Receiver<CmTxCommand>, events: &Sender<Event>) {
-    let mut writer = Writer { open: None, newest: None, send_limit, events };
+pub fn run(
+    send_limit: Duration,
+    inbox: &Receiver<CmTxCommand>,
+    events: &Sender<Event>,
+    spare: &Sender<NodeMonitoring>,
+) {
+    let mut writer = Writer { open: None, newest: None, send_limit, events, spare };
     loop {
         let next = match writer.newest {
             None => inbox.recv().map_err(|_| TryRecvError::Disconnected),
@@ -91,6 +97,7 @@ struct Writer<'a> {
     newest: Option<NodeMonitoring>,
     send_limit: Duration,
     events: &'a Sender<Event>,
+    spare: &'a Sender<NodeMonitoring>,
 }
 
 impl Writer<'_> {
@@ -102,7 +109,9 @@ impl Writer<'_> {
             }
             CmTxCommand::Report { session, report } => self.report(session, report),
             CmTxCommand::Monitoring(sample) => {
-                self.newest = self.open.as_ref().is_some_and(|o| o.registered).then_some(sample);
+                let wanted = self.open.as_ref().is_some_and(|o| o.registered);
+                let old = if wanted { self.newest.replace(sample) } else { Some(sample) };
+                old.into_iter().for_each(|sample| self.give_back(sample));
             }
             CmTxCommand::LogPart { session, part, reply } => {
                 let sent = self.log_part(session, part);
@@ -137,11 +146,19 @@ impl Writer<'_> {
     }
 
     fn send_newest(&mut self) {
-        if let Some(sample) = self.newest.take()
-            && self.open.is_some()
-        {
-            let _ = self.send(CmReport::InstantMonitoring(sample));
+        let Some(sample) = self.newest.take() else { return };
+        if let Some(open) = &self.open {
+            let _ = match open.dialect.encode_instant(&sample) {
+                Ok(message) => self.transmit(message),
+                Err(error) => Err(untranslatable(&error)),
+            };
         }
+        self.give_back(sample);
+    }
+
+    /// The monitor fills it again; one is enough.
+    fn give_back(&self, sample: NodeMonitoring) {
+        let _ = self.spare.try_send(sample);
     }
 
     fn log_part(&mut self, session: Session, part: LogPart) -> Result<(), Failure> {
@@ -155,16 +172,16 @@ impl Writer<'_> {
 
     /// Sends on the open stream, which ends when the transport fails.
     fn send(&mut self, report: CmReport) -> Result<(), Failure> {
-        let Some(open) = &mut self.open else {
+        let Some(open) = &self.open else {
             return Err(Failure::text("there is no stream to the CM"));
         };
-        let message = match open.dialect.encode(report) {
-            Ok(message) => message,
-            // Must not stop the messages that follow.
-            Err(error) => {
-                log::error!("message to the CM dropped err={}", chain(&error));
-                return Err(Failure::lasting(&error));
-            }
+        let message = open.dialect.encode(report).map_err(|error| untranslatable(&error))?;
+        self.transmit(message)
+    }
+
+    fn transmit(&mut self, message: Vec<u8>) -> Result<(), Failure> {
+        let Some(open) = &mut self.open else {
+            return Err(Failure::text("there is no stream to the CM"));
         };
         let sent = open.sink.send(message, self.send_limit);
         sent.map_err(|error| {
@@ -174,4 +191,10 @@ impl Writer<'_> {
             Failure::transient(&error)
         })
     }
+}
+
+/// Must not stop the messages that follow.
+fn untranslatable(error: &dialect::Error) -> Failure {
+    log::error!("message to the CM dropped err={}", chain(error));
+    Failure::lasting(error)
 }

@@ -39,6 +39,8 @@ struct Bed {
     events: Receiver<Event>,
     rx: InboxSender<CmRxCommand>,
     tx: Sender<CmTxCommand>,
+    /// Samples that came back.
+    spare: Receiver<NodeMonitoring>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -66,11 +68,15 @@ impl Bed {
             events: events_in.clone(),
             tx: tx.clone(),
         };
+        let (spare_in, spare) = bounded(1);
         let threads = vec![
             spawn("cm-rx", move || receiving.run()).unwrap(),
-            spawn("cm-tx", move || sender::run(send_limit, &tx_inbox, &events_in)).unwrap(),
+            spawn("cm-tx", move || {
+                sender::run(send_limit, &tx_inbox, &events_in, &spare_in);
+            })
+            .unwrap(),
         ];
-        Self { authority, certs, gate, server, calls, events, rx, tx, threads }
+        Self { authority, certs, gate, server, calls, events, rx, tx, spare, threads }
     }
 
     fn ready() -> Self {
@@ -391,6 +397,9 @@ fn only_the_newest_sample_is_sent() {
     }
     let ram = |message: &[u8]| parsed(message).instant_monitoring().node_monitoring.ram;
     assert_eq!(ram(&call.message()), 20);
+    // One that was not needed any more came back.
+    let spare = bed.spare.recv_timeout(LONG).unwrap();
+    assert!((1..=20).contains(&spare.node.ram_bytes), "{spare:?}");
     bed.tx.send(sample(21)).unwrap();
     assert_eq!(ram(&call.message()), 21);
 }

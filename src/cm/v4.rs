@@ -4,6 +4,8 @@
 //! `RunRequest::rejected`, the rest of its message counts. Outgoing messages stay below the
 //! receive limit of a Go peer.
 
+mod figures;
+
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -25,7 +27,7 @@ use crate::model::desired::{
 use crate::model::id::{Digest, InstanceIdent, NetworkId, ServiceId, ServiceKey, SubjectId};
 use crate::model::status::{
     Alert, AlertPayload, CmReport, EnvStatus, ErrorInfo, InstanceStatus, LogPart, LogStatus,
-    MonitoringData, NodeConfigStatus, NodeMonitoring, QuotaStatus, RunState,
+    NodeConfigStatus, NodeMonitoring, QuotaStatus, RunState,
 };
 use crate::rpc;
 
@@ -97,7 +99,10 @@ impl Dialect for V4 {
 
     fn encode(&self, report: CmReport) -> Result<Vec<u8>, Error> {
         let kind = kind(&report);
-        let mut message = outgoing(report, TEXT_LIMIT_BYTES);
+        let mut message = match outgoing(report, TEXT_LIMIT_BYTES) {
+            Outgoing::Message(message) => message,
+            Outgoing::Bytes(bytes) => return fitting(kind, bytes),
+        };
         let mut size_bytes = size(&message);
         if size_bytes > MESSAGE_LIMIT_BYTES {
             shorten(&mut message);
@@ -108,6 +113,18 @@ impl Dialect for V4 {
         }
         message.write_to_bytes().map_err(|source| Error::Malformed { size_bytes, source })
     }
+
+    fn encode_instant(&self, sample: &NodeMonitoring) -> Result<Vec<u8>, Error> {
+        fitting("monitoring", figures::encode(figures::INSTANT, sample))
+    }
+}
+
+fn fitting(kind: &'static str, message: Vec<u8>) -> Result<Vec<u8>, Error> {
+    let size_bytes = message.len();
+    if size_bytes > MESSAGE_LIMIT_BYTES {
+        return Err(Error::TooLarge { kind, size_bytes });
+    }
+    Ok(message)
 }
 
 fn size(message: &wire::SMOutgoingMessages) -> usize {
@@ -341,7 +358,14 @@ fn kind(report: &CmReport) -> &'static str {
     }
 }
 
-fn outgoing(report: CmReport, limit: usize) -> wire::SMOutgoingMessages {
+/// A translated report.
+enum Outgoing {
+    Message(wire::SMOutgoingMessages),
+    /// Written directly.
+    Bytes(Vec<u8>),
+}
+
+fn outgoing(report: CmReport, limit: usize) -> Outgoing {
     let member = match report {
         CmReport::NodeConfigStatus(status) => {
             SMOutgoingMessage::NodeConfigStatus(node_config_status(status, limit))
@@ -366,24 +390,16 @@ fn outgoing(report: CmReport, limit: usize) -> wire::SMOutgoingMessages {
         }
         CmReport::Alert(item) => SMOutgoingMessage::Alert(alert(item, limit)),
         CmReport::InstantMonitoring(sample) => {
-            let (node_monitoring, instances_monitoring) = monitoring(sample);
-            SMOutgoingMessage::InstantMonitoring(wire::InstantMonitoring {
-                node_monitoring,
-                instances_monitoring,
-                ..Default::default()
-            })
+            return Outgoing::Bytes(figures::encode(figures::INSTANT, &sample));
         }
         CmReport::AverageMonitoring(sample) => {
-            let (node_monitoring, instances_monitoring) = monitoring(sample);
-            SMOutgoingMessage::AverageMonitoring(wire::AverageMonitoring {
-                node_monitoring,
-                instances_monitoring,
-                ..Default::default()
-            })
+            return Outgoing::Bytes(figures::encode(figures::AVERAGE, &sample));
         }
         CmReport::Log(part) => SMOutgoingMessage::Log(log_data(part, limit)),
     };
-    wire::SMOutgoingMessages { SMOutgoingMessage: Some(member), ..Default::default() }
+    let message =
+        wire::SMOutgoingMessages { SMOutgoingMessage: Some(member), ..Default::default() };
+    Outgoing::Message(message)
 }
 
 /// Only lists of statuses can grow beyond the limit through their texts.
@@ -557,35 +573,6 @@ fn quota_status(status: QuotaStatus) -> &'static str {
         QuotaStatus::Raise => "raise",
         QuotaStatus::Continue => "continue",
         QuotaStatus::Fall => "fall",
-    }
-}
-
-fn monitoring(
-    sample: NodeMonitoring,
-) -> (MessageField<wire::MonitoringData>, Vec<wire::InstanceMonitoring>) {
-    let instance = |(ident, data): (InstanceIdent, MonitoringData)| wire::InstanceMonitoring {
-        instance: wire_ident(&ident),
-        monitoring_data: MessageField::some(monitoring_data(data)),
-        ..Default::default()
-    };
-    let instances = sample.instances.into_iter().map(instance).collect();
-    (MessageField::some(monitoring_data(sample.node)), instances)
-}
-
-fn monitoring_data(data: MonitoringData) -> wire::MonitoringData {
-    let partition = |(name, used_size): (String, u64)| wire::PartitionUsage {
-        name,
-        used_size,
-        ..Default::default()
-    };
-    wire::MonitoringData {
-        ram: data.ram_bytes,
-        cpu: data.cpu_dmips,
-        partitions: data.partitions.into_iter().map(partition).collect(),
-        download: data.download_bytes,
-        upload: data.upload_bytes,
-        timestamp: timestamp(data.time_ms),
-        ..Default::default()
     }
 }
 

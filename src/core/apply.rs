@@ -53,6 +53,7 @@ impl State {
             }
             Event::DevicesValidated(faults) => self.devices_validated(now, faults),
             Event::Reload => self.validation_due = true,
+            Event::LookAtDisks(paths) => self.disks_asked = Some(paths),
             Event::ClockChanged => self.stale_goals = true,
             Event::Ping => self.pong_due = true,
             Event::Stop => self.stop(now),
@@ -261,6 +262,7 @@ impl State {
                 self.stale_goals = true;
             }
             JobDone::Discarded => self.packages.discarded(),
+            JobDone::LookedAtDisks(figures) => self.disks_answered = Some(figures),
             JobDone::Checked { key, result } => {
                 self.stale_goals |= self.packages.checked(&key, result, now.mono);
             }

@@ -33,7 +33,7 @@ use crate::model::command::LogRequest;
 use crate::model::desired::NetworkParams;
 use crate::model::event::{Event, Exit, IamCommand, Session};
 use crate::model::id::{InstanceId, InstanceIdent};
-use crate::model::job::{ExecJob, FetchJob};
+use crate::model::job::{DiskFigures, ExecJob, FetchJob};
 use crate::model::node::{AlertRules, NodeConfig, NodeInfo};
 use crate::model::status::CmReport;
 use crate::model::store::Change;
@@ -82,6 +82,10 @@ pub enum Effect {
     NodeInfo(NodeInfo),
     /// Alert rules of the node, from its configuration.
     NodeRules(AlertRules),
+    /// What is used of file systems that may hang, for the monitor.
+    DiskFigures(DiskFigures),
+    /// Whether the CM is there to take samples.
+    Linked(bool),
     Pong,
 }
 

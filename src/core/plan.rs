@@ -84,6 +84,16 @@ impl State {
         if std::mem::take(&mut self.validation_due) {
             effects.push(Effect::ValidateDevices(self.node_config.config.clone()));
         }
+        if let Some(figures) = self.disks_answered.take() {
+            effects.push(Effect::DiskFigures(figures));
+        }
+        if let Some(paths) = self.disks_asked.take().filter(|_| !self.stopping) {
+            effects.push(Effect::Fetch(FetchJob::LookAtDisks(paths)));
+        }
+        let linked = self.cm.session.is_some();
+        if std::mem::replace(&mut self.link_told, linked) != linked {
+            effects.push(Effect::Linked(linked));
+        }
         effects.append(&mut self.lives);
     }
 

@@ -1,6 +1,7 @@
 //! All that core knows. Built from the store at start; changed only by `apply` and `plan`.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::alerts::AlertRing;
@@ -13,6 +14,7 @@ use crate::model::command::CmCommand;
 use crate::model::desired::NetworkParams;
 use crate::model::event::Session;
 use crate::model::id::{InstanceId, InstanceIdent, ServiceKey};
+use crate::model::job::DiskFigures;
 use crate::model::node::NodeInfo;
 use crate::model::status::{Alert, AlertPayload, CmReport, ErrorInfo};
 use crate::model::store::{Change, Offline, Snapshot};
@@ -165,6 +167,11 @@ pub struct State {
     pub node_rules_due: bool,
     /// The devices of the node configuration are to be looked up on this host.
     pub validation_due: bool,
+    /// File systems that the monitor asks about, and the answer.
+    pub disks_asked: Option<Vec<PathBuf>>,
+    pub disks_answered: Option<DiskFigures>,
+    /// What the monitor knows of the connection to the CM.
+    pub link_told: bool,
     /// Questions that IAM was asked so far.
     pub asks: u64,
     /// Images that could not be read yet because the exec threads have enough to do.
@@ -245,6 +252,9 @@ impl State {
             reconnect_due: false,
             node_rules_due: true,
             validation_due: true,
+            disks_asked: None,
+            disks_answered: None,
+            link_told: false,
             asks: 0,
             reads_left: false,
             unregister: Vec::new(),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::cm::CmRxCommand;
 use crate::cm::sender::CmTxCommand;
@@ -176,6 +176,12 @@ impl World {
             }
             Effect::NodeRules(rules) => {
                 self.monitor_backlog.push_back(MonitorCommand::NodeRules(rules))
+            }
+            Effect::DiskFigures(figures) => {
+                self.monitor_backlog.push_back(MonitorCommand::Disks(figures))
+            }
+            Effect::Linked(linked) => {
+                self.monitor_backlog.push_back(MonitorCommand::Linked(linked))
             }
             Effect::Pong => self.pong_due = true,
         }
@@ -404,6 +410,8 @@ pub(super) struct MonitorOut {
     cm_tx: Sender<CmTxCommand>,
     cm_rx: InboxSender<CmRxCommand>,
     events: Sender<Event>,
+    /// Samples that cm-tx has done with.
+    spare: Receiver<NodeMonitoring>,
 }
 
 impl MonitorOut {
@@ -411,12 +419,17 @@ impl MonitorOut {
         cm_tx: Sender<CmTxCommand>,
         cm_rx: InboxSender<CmRxCommand>,
         events: Sender<Event>,
+        spare: Receiver<NodeMonitoring>,
     ) -> Self {
-        Self { cm_tx, cm_rx, events }
+        Self { cm_tx, cm_rx, events, spare }
     }
 }
 
 impl MonitorOutput for MonitorOut {
+    fn spare(&self) -> Option<NodeMonitoring> {
+        self.spare.try_recv().ok()
+    }
+
     fn instant(&self, data: NodeMonitoring) {
         // The next sample is as good as this one.
         let _ = self.cm_tx.try_send(CmTxCommand::Monitoring(data));
@@ -432,6 +445,10 @@ impl MonitorOutput for MonitorOut {
 
     fn alert(&self, alert: Alert) {
         let _ = self.events.send(Event::Alert(alert));
+    }
+
+    fn look_at(&self, paths: Vec<PathBuf>) {
+        let _ = self.events.send(Event::LookAtDisks(paths));
     }
 }
 

@@ -7,6 +7,7 @@
 //! instance, retries and decisions (core).
 
 pub mod adopt;
+pub mod disk;
 pub mod start;
 pub mod stop;
 
@@ -106,6 +107,7 @@ fn do_fetch(job: FetchJob, ports: &Ports) -> JobDone {
         FetchJob::Check(row) => {
             JobDone::Checked { key: row.key(), result: ports.images.verify(&row) }
         }
+        FetchJob::LookAtDisks(paths) => JobDone::LookedAtDisks(disk::look_at(paths)),
         FetchJob::Install(plan) => install(ports, &plan),
         FetchJob::Remove { key, path } => {
             let result = ports.images.remove(&path);
@@ -147,6 +149,7 @@ mod tests {
             JobDone::Adopted { result, .. } => format!("adopted {}", result.is_ok()),
             JobDone::Tidied { missing } => format!("tidied {}", missing.len()),
             JobDone::Discarded => "discarded".to_owned(),
+            JobDone::LookedAtDisks(figures) => format!("looked at {} disks", figures.len()),
             JobDone::Checked { key, result } => format!("checked {key} {}", result.is_ok()),
             JobDone::Installed { key, evicted, result } => {
                 format!("installed {key} {} {}", evicted.len(), result.is_ok())
@@ -186,6 +189,7 @@ mod tests {
             FetchJob::Install(Box::new(install)),
             FetchJob::Remove { key, path: "/old".into() },
             FetchJob::Discard { path: "/bad".into() },
+            FetchJob::LookAtDisks(vec!["/".into()]),
             FetchJob::Check(Box::new(Row::Service(fake::plan().service))),
         ]
     }
@@ -225,6 +229,7 @@ mod tests {
                 "installed service svc-a 1.0.0 1 true",
                 &format!("removed layer sha256:{zeros} true"),
                 "discarded",
+                "looked at 1 disks",
                 "checked service svc-a 1.0.0 true",
             ],
         );
@@ -242,6 +247,7 @@ mod tests {
                 "installed service svc-a 1.0.0 1 false",
                 &format!("removed layer sha256:{zeros} false"),
                 "discarded",
+                "looked at 1 disks",
                 "checked service svc-a 1.0.0 false",
             ],
         );

@@ -3,6 +3,7 @@
 //! STYLE puts the inbox enum into the receiver's module; core's stands here instead, because the
 //! adapters that send to core must not import it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::model::command::CmCommand;
@@ -50,6 +51,8 @@ pub enum Event {
         gone: Vec<Box<str>>,
     },
     Alert(Alert),
+    /// The monitor wants to know what is used of file systems that may hang.
+    LookAtDisks(Vec<PathBuf>),
     /// A node configuration was checked against this host, and written if that was asked for and
     /// no device has a fault.
     NodeConfigStored {

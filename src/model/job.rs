@@ -43,6 +43,8 @@ pub enum FetchJob {
     },
     /// Read all of an installed package and compare it with its digest.
     Check(Box<Row>),
+    /// Used bytes of file systems that may hang.
+    LookAtDisks(Vec<PathBuf>),
 }
 
 /// Which complete packages without a row stay, so that they need not be fetched again.
@@ -233,7 +235,11 @@ pub enum JobDone {
         key: PackageKey,
         result: Result<(), Failure>,
     },
+    LookedAtDisks(DiskFigures),
 }
+
+/// Used bytes of file systems by path, or why they are not known.
+pub type DiskFigures = Vec<(PathBuf, Result<u64, String>)>;
 
 /// A running container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -125,7 +125,7 @@ pub struct MonitoringData {
     pub ram_bytes: u64,
     pub cpu_dmips: u64,
     /// Name and used bytes.
-    pub partitions: Vec<(String, u64)>,
+    pub partitions: Vec<(Arc<str>, u64)>,
     /// Bytes since the start of the traffic period.
     pub download_bytes: u64,
     pub upload_bytes: u64,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::model::id::InstanceId;
 use crate::monitor::RamFigure;
 use crate::monitor::host::number;
-use crate::sys::mount::Mounted;
+use crate::sys::cgroups::Layout;
 
 /// Longest part of a control group file that is read.
 pub(crate) const BUFFER_BYTES: usize = 4096;
@@ -26,19 +26,21 @@ pub(crate) struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// From the mounts of this host.
-    pub(crate) fn find(mounts: &[Mounted]) -> Self {
-        let mut found = Self::default();
-        for mount in mounts {
-            let has = |name| mount.super_options.split(',').any(|option| option == name);
-            match mount.kind.as_str() {
-                "cgroup" if has("cpuacct") => found.cpuacct = Some(mount.target.clone()),
-                "cgroup" if has("memory") => found.memory = Some(mount.target.clone()),
-                "cgroup2" => found.unified = Some(mount.target.clone()),
-                _ => {}
-            }
+    /// Those of this host.
+    pub(crate) fn read() -> Self {
+        let layout = Layout::read().inspect_err(|err| {
+            log::error!("cannot find the control groups, instances show no figures err={err}");
+        });
+        Self::of(&layout.unwrap_or_default())
+    }
+
+    /// Version 1 where it has the controller, else the unified hierarchy.
+    pub(crate) fn of(layout: &Layout) -> Self {
+        Self {
+            cpuacct: layout.v1_of("cpuacct").map(Path::to_owned),
+            memory: layout.v1_of("memory").map(Path::to_owned),
+            unified: layout.v2.as_ref().map(|hierarchy| hierarchy.mount.clone()),
         }
-        found
     }
 }
 
@@ -47,8 +49,16 @@ impl Hierarchies {
 pub(crate) struct Usage {
     pub(crate) cpu: Option<CpuUse>,
     pub(crate) ram_bytes: Option<u64>,
-    /// Counter since the group was made.
-    pub(crate) oom_kills: Option<u64>,
+    pub(crate) oom: Option<OomKills>,
+}
+
+/// Processes of a group that were killed because it was out of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OomKills {
+    /// Since the group was made.
+    pub(crate) count: u64,
+    /// As `CpuUse::fresh`.
+    pub(crate) fresh: bool,
 }
 
 /// CPU time of a group.
@@ -122,9 +132,11 @@ impl Group {
             Some(CpuUse { used_us, fresh })
         });
         let ram_bytes = self.ram.as_mut().and_then(|(file, key)| field(file.read(buffer)?.0, key));
-        let oom_kills =
-            self.oom.as_mut().and_then(|file| field(file.read(buffer)?.0, b"oom_kill "));
-        Usage { cpu, ram_bytes, oom_kills }
+        let oom = self.oom.as_mut().and_then(|file| {
+            let (text, fresh) = file.read(buffer)?;
+            Some(OomKills { count: field(text, b"oom_kill ")?, fresh })
+        });
+        Usage { cpu, ram_bytes, oom }
     }
 }
 
@@ -175,8 +187,9 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::sys;
+    use crate::sys::cgroups::Hierarchy;
     use crate::sys::fs::write_plain;
-    use crate::sys::mount::mounts;
 
     const PARENT: &str = "/system.slice/system-aos\\x2dservice.slice";
     const LEAF: &str = "system.slice/system-aos\\x2dservice.slice/aos-service@i1.service";
@@ -187,30 +200,33 @@ mod tests {
         write_plain(&path, text.as_bytes(), 0o600).unwrap();
     }
 
-    /// `layout`: mount point below `root`, kind and options of each hierarchy.
+    /// `layout`: mount point below `root` and controllers of each hierarchy.
     fn group(layout: Layout, root: &Path, figure: RamFigure) -> Group {
-        let mounted = |(point, kind, options): &(&str, &str, &str)| Mounted {
-            target: root.join(point),
-            kind: (*kind).to_owned(),
-            super_options: (*options).to_owned(),
-            ..Mounted::default()
+        let hierarchy = |(point, controllers): &(&str, &str)| Hierarchy {
+            mount: root.join(point),
+            controllers: controllers.split(',').map(str::to_owned).collect(),
         };
-        let hierarchies = Hierarchies::find(&layout.iter().map(mounted).collect::<Vec<_>>());
-        Group::new(&hierarchies, PARENT, &InstanceId::new("i1"), figure)
+        let is_v2 = |(point, _): &&(&str, &str)| ["", "unified"].contains(point);
+        let found = sys::cgroups::Layout {
+            v1: layout.iter().filter(|mounted| !is_v2(mounted)).map(hierarchy).collect(),
+            v2: layout.iter().find(is_v2).map(hierarchy),
+        };
+        Group::new(&Hierarchies::of(&found), PARENT, &InstanceId::new("i1"), figure)
     }
 
-    type Layout<'a> = &'a [(&'a str, &'a str, &'a str)];
+    type Layout<'a> = &'a [(&'a str, &'a str)];
 
     const SPLIT: Layout<'_> = &[
-        ("cpu", "cgroup", "rw,cpu"),
-        ("cpuacct", "cgroup", "rw,cpuacct"),
-        ("memory", "cgroup", "rw,memory"),
-        ("systemd", "cgroup", "rw,name=systemd"),
-        ("unified", "cgroup2", "rw"),
+        ("cpu", "cpu"),
+        ("cpuacct", "cpuacct"),
+        ("memory", "memory"),
+        ("systemd", "name=systemd"),
+        ("unified", ""),
     ];
-    const JOINT: Layout<'_> =
-        &[("cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"), ("memory", "cgroup", "rw,memory")];
-    const UNIFIED: Layout<'_> = &[("", "cgroup2", "rw,nsdelegate")];
+    const JOINT: Layout<'_> = &[("cpu,cpuacct", "cpu,cpuacct"), ("memory", "memory")];
+    const UNIFIED: Layout<'_> = &[("", "cpu,memory")];
+    /// The memory controller has been given to the unified hierarchy.
+    const DIVIDED: Layout<'_> = &[("cpuacct", "cpuacct"), ("unified", "memory")];
 
     const V1_STAT: &str = "cache 100\nrss 7\nshmem 9\ntotal_cache 100\ntotal_rss 4096\n\
         total_rss_huge 0\n";
@@ -228,7 +244,7 @@ mod tests {
             let expect = Usage {
                 cpu: Some(CpuUse { used_us: expect.0, fresh: false }),
                 ram_bytes: Some(expect.1),
-                oom_kills: Some(expect.2),
+                oom: Some(OomKills { count: expect.2, fresh: false }),
             };
             assert_eq!(usage, expect, "{layout:?}");
         };
@@ -248,6 +264,12 @@ mod tests {
         ];
         check(SPLIT, &v1("cpuacct/cpuacct.usage"), RamFigure::Anonymous, (5000, 4096, 3));
         check(JOINT, &v1("cpu,cpuacct/cpuacct.usage"), RamFigure::Total, (5000, 9999, 3));
+        let divided = [
+            ("cpuacct/cpuacct.usage", "5000000"),
+            ("unified/memory.stat", V2_STAT),
+            ("unified/memory.events", "oom_kill 1\n"),
+        ];
+        check(DIVIDED, &divided, RamFigure::Anonymous, (5000, 8192, 1));
         check(UNIFIED, &v2, RamFigure::Anonymous, (77, 8192, 1));
         check(UNIFIED, &v2, RamFigure::Total, (77, 20000, 1));
     }
@@ -273,7 +295,7 @@ mod tests {
     /// A real group: only there a kept descriptor fails when the group goes.
     #[test]
     fn group_that_is_made_again() {
-        let hierarchies = Hierarchies::find(&mounts().unwrap());
+        let hierarchies = Hierarchies::read();
         let mount = hierarchies.cpuacct.clone().or(hierarchies.unified.clone());
         let parent = format!("aos-test-monitor-{}", std::process::id());
         let Some(top) = mount.map(|mount| mount.join(&parent)) else {

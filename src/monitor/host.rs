@@ -19,9 +19,27 @@ pub(crate) struct Host {
     stat: Source,
     meminfo: Source,
     previous: Option<CpuTime>,
-    /// Share of the time that was busy between the two newest samples, as two counters.
-    busy: (u64, u64),
-    ram_bytes: u64,
+}
+
+/// One sample; `None` = could not be read this time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct HostUse {
+    pub(crate) busy: Option<Busy>,
+    pub(crate) ram_bytes: Option<u64>,
+}
+
+/// Share of the time that was busy between the two newest samples, as two counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Busy {
+    part: u64,
+    whole: u64,
+}
+
+impl Busy {
+    /// CPU use of the whole node, which has `max_dmips`.
+    pub(crate) fn dmips(self, max_dmips: u64) -> u64 {
+        share_of(max_dmips, self.part, self.whole)
+    }
 }
 
 impl Host {
@@ -31,34 +49,19 @@ impl Host {
             stat: Source::open(&proc.join("stat")),
             meminfo: Source::open(&proc.join("meminfo")),
             previous: None,
-            busy: (0, 1),
-            ram_bytes: 0,
         };
         host.sample();
         host
     }
 
     /// Reads all figures once.
-    pub(crate) fn sample(&mut self) {
+    pub(crate) fn sample(&mut self) -> HostUse {
         let mut buffer = [0; MEMINFO_BYTES];
-        if let Some(now) = self.stat.read(&mut buffer[..STAT_BYTES], cpu_time) {
-            if let Some(before) = self.previous {
-                self.busy = busy_share(before, now);
-            }
-            self.previous = Some(now);
-        }
-        if let Some(used) = self.meminfo.read(&mut buffer, used_ram) {
-            self.ram_bytes = used;
-        }
-    }
-
-    /// CPU use between the two newest samples, of `max_dmips` for the whole node.
-    pub(crate) fn cpu_dmips(&self, max_dmips: u64) -> u64 {
-        share_of(max_dmips, self.busy.0, self.busy.1)
-    }
-
-    pub(crate) fn ram_bytes(&self) -> u64 {
-        self.ram_bytes
+        let now = self.stat.read(&mut buffer[..STAT_BYTES], cpu_time);
+        let before = self.previous;
+        self.previous = now.or(before);
+        let busy = now.zip(before).map(|(now, before)| busy_share(before, now));
+        HostUse { busy, ram_bytes: self.meminfo.read(&mut buffer, used_ram) }
     }
 }
 
@@ -114,14 +117,14 @@ fn cpu_time(text: &[u8]) -> Option<CpuTime> {
 }
 
 /// Busy and whole time between two samples; counters that ran backwards count as idle.
-fn busy_share(before: CpuTime, now: CpuTime) -> (u64, u64) {
+fn busy_share(before: CpuTime, now: CpuTime) -> Busy {
     if now.busy <= before.busy {
-        return (0, 1);
+        return Busy { part: 0, whole: 1 };
     }
     if now.all <= before.all {
-        return (1, 1);
+        return Busy { part: 1, whole: 1 };
     }
-    (now.busy - before.busy, now.all - before.all)
+    Busy { part: now.busy - before.busy, whole: now.all - before.all }
 }
 
 /// `MemTotal - MemFree - Buffers - Cached - SReclaimable` of `/proc/meminfo`, in bytes.
@@ -183,8 +186,8 @@ mod tests {
     fn share_between_samples() {
         let check = |before: (u64, u64), now: (u64, u64), dmips: u64| {
             let time = |(busy, all)| CpuTime { busy, all };
-            let (part, whole) = busy_share(time(before), time(now));
-            assert_eq!(share_of(1000, part, whole), dmips, "{before:?} {now:?}");
+            let busy = busy_share(time(before), time(now));
+            assert_eq!(busy.dmips(1000), dmips, "{before:?} {now:?}");
         };
         check((10, 100), (20, 200), 100);
         check((10, 100), (10, 200), 0);
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn failing_source_keeps_the_last_figures() {
+    fn a_failing_source_is_unknown_until_it_works_again() {
         let root = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             write_plain(&root.path().join(name), text.as_bytes(), 0o600).unwrap();
@@ -215,13 +218,21 @@ mod tests {
         write("stat", "cpu  10 0 10 80\n");
         write("meminfo", MEMINFO);
         let mut host = Host::open(root.path());
-        assert_eq!((host.cpu_dmips(1000), host.ram_bytes()), (0, 3_500_000 << 10));
+        let mut sample = || {
+            let used = host.sample();
+            (used.busy.map(|busy| busy.dmips(1000)), used.ram_bytes)
+        };
+        assert_eq!(sample(), (Some(0), Some(3_500_000 << 10)));
         write("stat", "cpu  60 0 10 130\n");
-        host.sample();
-        assert_eq!(host.cpu_dmips(1000), 500);
+        assert_eq!(sample().0, Some(500));
         write("stat", "garbage");
         write("meminfo", "");
-        host.sample();
-        assert_eq!((host.cpu_dmips(1000), host.ram_bytes()), (500, 3_500_000 << 10));
+        assert_eq!(sample(), (None, None));
+        // What was used meanwhile belongs to the next sample.
+        write("stat", "cpu  60 0 10 330\n");
+        write("meminfo", MEMINFO);
+        assert_eq!(sample(), (Some(0), Some(3_500_000 << 10)));
+        let mut missing = Host::open(&root.path().join("missing"));
+        assert_eq!(missing.sample(), HostUse::default());
     }
 }

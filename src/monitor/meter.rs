@@ -1,5 +1,6 @@
 //! The figures of the node or of one instance: newest sample, averages and rules. Pure.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::node::AlertRules;
@@ -55,16 +56,19 @@ pub(crate) struct Meter {
     pub(crate) ram: Gauge,
     download: Gauge,
     upload: Gauge,
-    pub(crate) partitions: Vec<(String, Gauge)>,
+    pub(crate) partitions: Vec<(Arc<str>, Gauge)>,
     rules: Vec<Rule>,
 }
 
 impl Meter {
     /// Takes another list of partitions; those with a known name keep their figures.
-    pub(crate) fn set_partitions(&mut self, names: impl Iterator<Item = String>) {
+    pub(crate) fn set_partitions(&mut self, names: impl Iterator<Item = Arc<str>>) {
         let before = std::mem::take(&mut self.partitions);
         let gauge = |name: &str| {
-            before.iter().find(|(known, _)| known == name).map_or_else(Gauge::default, |(_, g)| *g)
+            before
+                .iter()
+                .find(|(known, _)| **known == *name)
+                .map_or_else(Gauge::default, |(_, g)| *g)
         };
         self.partitions =
             names.map(|name| (gauge(&name), name)).map(|(g, name)| (name, g)).collect();
@@ -99,24 +103,24 @@ impl Meter {
     }
 
     /// The newest samples.
-    pub(crate) fn instant(&self) -> MonitoringData {
-        self.data(self.time_ms, |gauge| gauge.now)
+    pub(crate) fn instant(&self, data: &mut MonitoringData) {
+        self.fill(data, self.time_ms, |gauge| gauge.now);
     }
 
     /// The averages, with the time of the request.
-    pub(crate) fn average(&self, time_ms: i64) -> MonitoringData {
-        self.data(time_ms, |gauge| gauge.average.value())
+    pub(crate) fn average(&self, time_ms: i64, data: &mut MonitoringData) {
+        self.fill(data, time_ms, |gauge| gauge.average.value());
     }
 
-    fn data(&self, time_ms: i64, figure: impl Fn(&Gauge) -> u64) -> MonitoringData {
-        MonitoringData {
-            time_ms,
-            ram_bytes: figure(&self.ram),
-            cpu_dmips: figure(&self.cpu),
-            partitions: self.partitions.iter().map(|(n, g)| (n.clone(), figure(g))).collect(),
-            download_bytes: figure(&self.download),
-            upload_bytes: figure(&self.upload),
-        }
+    fn fill(&self, data: &mut MonitoringData, time_ms: i64, figure: impl Fn(&Gauge) -> u64) {
+        data.time_ms = time_ms;
+        data.ram_bytes = figure(&self.ram);
+        data.cpu_dmips = figure(&self.cpu);
+        data.partitions.clear();
+        let partitions = self.partitions.iter();
+        data.partitions.extend(partitions.map(|(name, gauge)| (Arc::clone(name), figure(gauge))));
+        data.download_bytes = figure(&self.download);
+        data.upload_bytes = figure(&self.upload);
     }
 }
 
@@ -126,10 +130,16 @@ mod tests {
     use crate::model::node::PercentRule;
     use crate::monitor::rules::PartitionTotal;
 
+    fn instant(meter: &Meter) -> MonitoringData {
+        let mut data = MonitoringData::default();
+        meter.instant(&mut data);
+        data
+    }
+
     #[test]
     fn failed_samples_reach_neither_averages_nor_rules() {
         let mut meter = Meter::default();
-        meter.set_partitions(["var".to_owned()].into_iter());
+        meter.set_partitions(["var".into()].into_iter());
         let rule = PercentRule { min_timeout: Duration::ZERO, min: 1.0, max: 10.0 };
         let rules = AlertRules {
             ram: Some(rule),
@@ -147,7 +157,9 @@ mod tests {
             meter.check(Duration::from_secs(at), |parameter, value, _| {
                 alerts.push((parameter.to_owned(), value));
             });
-            (alerts, meter.instant(), meter.average(at.cast_signed()))
+            let mut average = MonitoringData::default();
+            meter.average(at.cast_signed(), &mut average);
+            (alerts, instant(&meter), average)
         };
         let (alerts, instant, _) = tick(0, Some(200), Some(99));
         assert_eq!(alerts, [("ram".to_owned(), 200)]);
@@ -155,17 +167,17 @@ mod tests {
         let (alerts, instant, average) = tick(100, None, None);
         assert!(alerts.is_empty());
         assert_eq!((instant.ram_bytes, instant.cpu_dmips), (200, 0));
-        assert_eq!(instant.partitions, [("var".to_owned(), 99)]);
+        assert_eq!(instant.partitions, [("var".into(), 99)]);
         assert_eq!((average.ram_bytes, average.cpu_dmips, average.time_ms), (200, 200, 100));
     }
 
     #[test]
     fn partitions_keep_their_figures() {
         let mut meter = Meter::default();
-        meter.set_partitions(["a".to_owned(), "b".to_owned()].into_iter());
+        meter.set_partitions(["a".into(), "b".into()].into_iter());
         meter.partitions[1].1.set(Some(7), 1);
-        meter.set_partitions(["b".to_owned(), "c".to_owned()].into_iter());
-        let expect = [("b".to_owned(), 7), ("c".to_owned(), 0)];
-        assert_eq!(meter.instant().partitions, expect);
+        meter.set_partitions(["b".into(), "c".into()].into_iter());
+        let expect = [("b".into(), 7), ("c".into(), 0)];
+        assert_eq!(instant(&meter).partitions, expect);
     }
 }

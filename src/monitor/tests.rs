@@ -6,12 +6,15 @@ use std::sync::Mutex;
 use crossbeam::channel::{Sender, bounded};
 use tempfile::TempDir;
 
+use super::meter::Meter;
+use super::sampler::TRAFFIC_LIMIT;
 use super::*;
 use crate::model::failure::Failure;
 use crate::model::id::{ServiceId, SubjectId};
-use crate::model::node::{PercentRule, PointsRule};
-use crate::model::status::QuotaStatus;
-use crate::model::traffic::Volume;
+use crate::model::node::{Partition, PercentRule, PointsRule};
+use crate::model::status::{AlertPayload, MonitoringData, QuotaStatus};
+use crate::model::traffic::{Traffic, Volume};
+use crate::sys::cgroups::{Hierarchy, Layout};
 use crate::sys::fs::write_plain;
 use crate::sys::mount::Mounted;
 use crate::sys::time::SystemClock;
@@ -50,17 +53,32 @@ impl FakeHost {
         );
     }
 
-    fn monitor(&self) -> Monitor {
-        let hierarchy = |name: &str| Mounted {
-            target: self.root.path().join(name),
-            kind: "cgroup".to_owned(),
-            super_options: format!("rw,{name}"),
-            ..Mounted::default()
-        };
-        let disks = disk::tests::fixed(vec![hierarchy("cpuacct"), hierarchy("memory")]);
-        let host = Host::open(&self.root.path().join("proc"));
-        Monitor::new(&settings(), host, disks, at(0))
+    fn monitor(&self) -> Sampler {
+        self.monitor_with(&[])
     }
+
+    fn monitor_with(&self, mounts: &[Mounted]) -> Sampler {
+        let hierarchy = |name: &str| Hierarchy {
+            mount: self.root.path().join(name),
+            controllers: vec![name.to_owned()],
+        };
+        let layout = Layout { v1: vec![hierarchy("cpuacct"), hierarchy("memory")], v2: None };
+        let host = Host::open(&self.root.path().join("proc"));
+        let disks = disk::tests::fixed(mounts);
+        Sampler::new(&settings(), host, disks, Hierarchies::of(&layout), at(0))
+    }
+}
+
+fn instant(sampler: &Sampler) -> NodeMonitoring {
+    let mut sample = NodeMonitoring::default();
+    sampler.fill(&mut sample, Meter::instant);
+    sample
+}
+
+fn average(sampler: &Sampler) -> NodeMonitoring {
+    let mut sample = NodeMonitoring::default();
+    sampler.fill(&mut sample, |meter, data| meter.average(7, data));
+    sample
 }
 
 fn settings() -> MonitorSettings {
@@ -110,10 +128,21 @@ fn node_info(max_dmips: u64) -> NodeInfo {
 struct Kept {
     alerts: Mutex<Vec<Alert>>,
     averages: Mutex<Vec<(Session, NodeMonitoring)>>,
+    /// Sent, and given back at once.
+    samples: Mutex<Vec<NodeMonitoring>>,
+    looks: Mutex<Vec<Vec<PathBuf>>>,
 }
 
 impl MonitorOutput for Kept {
-    fn instant(&self, _: NodeMonitoring) {}
+    fn spare(&self) -> Option<NodeMonitoring> {
+        self.samples.lock().unwrap().last().cloned()
+    }
+    fn instant(&self, data: NodeMonitoring) {
+        self.samples.lock().unwrap().push(data);
+    }
+    fn look_at(&self, paths: Vec<PathBuf>) {
+        self.looks.lock().unwrap().push(paths);
+    }
     fn average(&self, session: Session, data: NodeMonitoring) {
         self.averages.lock().unwrap().push((session, data));
     }
@@ -133,7 +162,7 @@ fn node_figures() {
             monitor.apply(command, at(seconds), &kept);
         }
         monitor.sample(at(seconds), &kept);
-        (monitor.instant().node, monitor.average(7).node)
+        (instant(&monitor).node, average(&monitor).node)
     };
     // No node info: CPU is 0, and stays out of the average.
     let (instant, _) = step(10, None, "cpu 50 0 0 50\n");
@@ -156,7 +185,7 @@ fn instance_cpu_and_ram() {
     monitor.apply(watch(target("i1")), at(0), &kept);
     let mut tick = |seconds| {
         monitor.sample(at(seconds), &kept);
-        let data = monitor.instant();
+        let data = instant(&monitor);
         assert_eq!(data.instances.len(), 1);
         let (of, figures) = data.instances.into_iter().next().unwrap();
         assert_eq!(of, ident("i1"));
@@ -177,27 +206,7 @@ fn instance_cpu_and_ram() {
     assert_eq!(tick(40).0, 8000);
     monitor.apply(MonitorCommand::Unwatch(InstanceId::new("i1")), at(41), &kept);
     monitor.apply(MonitorCommand::Unwatch(InstanceId::new("unknown")), at(41), &kept);
-    assert!(monitor.instant().instances.is_empty());
-}
-
-#[test]
-fn new_group_counts_from_the_tick_before() {
-    let cpu = |used_us, fresh| CpuUse { used_us, fresh };
-    let mut watched = Watched {
-        group: Group::new(&Hierarchies::default(), PARENT, &InstanceId::new("i"), RamFigure::Total),
-        target: target("i"),
-        meter: Meter::default(),
-        cpu_before: None,
-        oom_kills: None,
-    };
-    let mut check = |used, now, before, expect| {
-        let (now, before) = (Duration::from_secs(now), Duration::from_secs(before));
-        assert_eq!(watched.cpu_dmips(used, now, before, 1000, 1), expect);
-    };
-    check(cpu(9_000_000, false), 10, 0, None); // first sample: a baseline
-    check(cpu(14_000_000, false), 20, 10, Some(500));
-    check(cpu(2_000_000, true), 30, 20, Some(200)); // replaced
-    check(cpu(2_000_000, false), 30, 30, None); // no time has passed
+    assert!(instant(&monitor).instances.is_empty());
 }
 
 #[test]
@@ -229,12 +238,12 @@ fn partitions_and_storage() {
     let storage = Some(host.root.path().join("storage"));
     monitor.apply(watch(Target { storage, ..target("i1") }), at(0), &kept);
     monitor.sample(at(10), &kept);
-    let data = monitor.instant();
-    let names: Vec<_> = data.node.partitions.iter().map(|(name, _)| name.as_str()).collect();
+    let data = instant(&monitor);
+    let names: Vec<_> = data.node.partitions.iter().map(|(name, _)| &**name).collect();
     assert_eq!(names, ["var", "lost"]);
     assert!(data.node.partitions[0].1 > 0);
     assert_eq!(data.node.partitions[1].1, 0);
-    assert_eq!(data.instances[0].1.partitions, [("storage".to_owned(), 0)]);
+    assert_eq!(data.instances[0].1.partitions, [("storage".into(), 0)]);
 }
 
 #[test]
@@ -272,29 +281,6 @@ fn alerts_of_node_and_instance() {
 }
 
 #[test]
-fn rules_of_instance_partitions_find_their_total() {
-    let partition = |name: &str, kind: &str, path: &str, total_bytes| Partition {
-        name: name.to_owned(),
-        types: vec![kind.to_owned()],
-        path: PathBuf::from(path),
-        total_bytes,
-    };
-    let info = NodeInfo {
-        partitions: vec![
-            partition("var", "generic", "/var", 10),
-            partition("storages", "storages", "/var/aos/storages", 20),
-            partition("states", "states", "/mnt/states", 30),
-        ],
-        ..NodeInfo::default()
-    };
-    let check = |name, path, expect| assert_eq!(holder_size(&info, name, Path::new(path)), expect);
-    check("storage", "/var/aos/storages/x", Some(20));
-    check("storage", "/var/lib/x", Some(10));
-    check("state", "/elsewhere/x", Some(30));
-    check("storage", "/elsewhere/x", Some(20));
-}
-
-#[test]
 fn missed_ticks_are_skipped() {
     let check = |tick, now, expect| {
         let seconds = Duration::from_secs;
@@ -328,6 +314,10 @@ fn window_is_at_least_one_sample() {
 struct Channel(Sender<(Option<Session>, NodeMonitoring)>);
 
 impl MonitorOutput for Channel {
+    fn spare(&self) -> Option<NodeMonitoring> {
+        None
+    }
+    fn look_at(&self, _: Vec<PathBuf>) {}
     fn instant(&self, data: NodeMonitoring) {
         self.0.send((None, data)).unwrap();
     }
@@ -341,10 +331,11 @@ impl MonitorOutput for Channel {
 struct Counted;
 
 impl TrafficSource for Counted {
-    fn traffic(&self, limit: Duration) -> Result<Traffic, Failure> {
+    fn traffic(&self, limit: Duration, traffic: &mut Traffic) -> Result<(), Failure> {
         assert_eq!(limit, TRAFFIC_LIMIT);
         let node = Volume { download_bytes: 7, upload_bytes: 8 };
-        Ok(Traffic { node, instances: vec![(InstanceId::new("a"), volume(1, 2))] })
+        *traffic = Traffic { node, instances: vec![(InstanceId::new("a"), volume(1, 2))] };
+        Ok(())
     }
 }
 
@@ -352,7 +343,7 @@ impl TrafficSource for Counted {
 struct Silent;
 
 impl TrafficSource for Silent {
-    fn traffic(&self, _: Duration) -> Result<Traffic, Failure> {
+    fn traffic(&self, _: Duration, _: &mut Traffic) -> Result<(), Failure> {
         Err(Failure::transient(&std::io::Error::other("late")))
     }
 }
@@ -373,7 +364,7 @@ fn traffic_of_node_and_instances() {
     let mut step = |seconds, source: &dyn TrafficSource| {
         monitor.read_traffic(source);
         monitor.sample(at(seconds), &kept);
-        let data = monitor.instant();
+        let data = instant(&monitor);
         let figures = |d: &MonitoringData| (d.download_bytes, d.upload_bytes);
         let instances: Vec<_> = data.instances.iter().map(|(_, data)| figures(data)).collect();
         (figures(&data.node), instances)
@@ -404,8 +395,133 @@ fn thread_polls_answers_and_stops() {
         assert_eq!(session, Some(Session(3)));
         assert!(data.node.ram_bytes > 0); // the real host
         assert_eq!((data.node.download_bytes, data.node.upload_bytes), (7, 8));
+        inbox.send(MonitorCommand::Linked(true)).unwrap();
         assert_eq!(messages.recv_timeout(limit).unwrap().0, None);
         inbox.send(MonitorCommand::Stop).unwrap();
         thread.join().unwrap();
     });
+}
+
+#[test]
+fn averages_of_node_instances_and_partitions() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    monitor.apply(MonitorCommand::NodeInfo(node_info(1000)), at(0), &kept);
+    host.set_group("i1", 0, 0, 0);
+    monitor.apply(watch(target("i1")), at(0), &kept);
+    let mut seen = Vec::new();
+    for (tick, value) in (1..).zip([100_u64, 200, 300, 500]) {
+        let free = 1000 - value;
+        host.write(
+            "proc/meminfo",
+            &format!("MemTotal: 1000 kB\nMemFree: {free} kB\nBuffers: 0 kB\nCached: 0 kB\n"),
+        );
+        host.set_group("i1", 0, value << 10, 0);
+        monitor.sample(at(tick * 10), &kept);
+        let now = average(&monitor);
+        seen.push((now.node.ram_bytes >> 10, now.instances[0].1.ram_bytes >> 10));
+    }
+    assert_eq!(seen, [(100, 100), (150, 150), (200, 200), (300, 300)]);
+}
+
+/// Longer than the CM could be away: nothing grows, and what comes first afterwards is new.
+#[test]
+fn without_the_cm_nothing_piles_up() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    host.set_group("i1", 0, 4096, 0);
+    monitor.apply(watch(target("i1")), at(0), &kept);
+    for tick in 1..=360 {
+        monitor.sample(at(tick * 10), &kept);
+        monitor.send(&kept);
+    }
+    assert!(kept.samples.lock().unwrap().is_empty());
+    monitor.apply(MonitorCommand::Linked(true), at(3601), &kept);
+    monitor.sample(at(3610), &kept);
+    monitor.send(&kept);
+    monitor.apply(watch(target("i2")), at(3611), &kept);
+    monitor.sample(at(3620), &kept);
+    monitor.send(&kept);
+    monitor.apply(MonitorCommand::Unwatch(InstanceId::new("i1")), at(3621), &kept);
+    monitor.sample(at(3630), &kept);
+    monitor.send(&kept);
+    monitor.apply(MonitorCommand::Linked(false), at(3631), &kept);
+    monitor.send(&kept);
+    let samples = kept.samples.into_inner().unwrap();
+    let seen: Vec<_> = samples
+        .iter()
+        .map(|s| (s.node.time_ms, s.instances.iter().map(|(i, _)| i.clone()).collect::<Vec<_>>()))
+        .collect();
+    let expect = [
+        (4_610_000, vec![ident("i1")]),
+        (4_620_000, vec![ident("i1"), ident("i2")]),
+        (4_630_000, vec![ident("i2")]),
+    ];
+    assert_eq!(seen, expect);
+}
+
+#[test]
+fn a_hung_file_system_makes_figures_old_and_nothing_else() {
+    let host = FakeHost::new();
+    let (net, local) = (PathBuf::from("/net"), host.root.path().to_owned());
+    let mut monitor = host.monitor_with(&[
+        disk::tests::mount("/", "ext4", "/dev/a"),
+        disk::tests::mount("/net", "nfs4", "server:/x"),
+    ]);
+    let kept = Kept::default();
+    let partition = |name: &str, path: &Path| Partition {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        types: Vec::new(),
+        total_bytes: 1000,
+    };
+    let partitions = vec![partition("states", &net), partition("var", &local)];
+    let info = NodeInfo { partitions, ..node_info(0) };
+    monitor.apply(MonitorCommand::NodeInfo(info), at(0), &kept);
+    let rule = PercentRule { min_timeout: Duration::ZERO, min: 1.0, max: 50.0 };
+    let rules =
+        AlertRules { partitions: vec![("states".to_owned(), rule)], ..AlertRules::default() };
+    monitor.apply(MonitorCommand::NodeRules(rules), at(0), &kept);
+    let mut step = |seconds, answer: Option<Result<u64, String>>| {
+        if let Some(answer) = answer {
+            let figures = vec![(net.clone(), answer)];
+            monitor.apply(MonitorCommand::Disks(figures), at(seconds), &kept);
+        }
+        monitor.sample(at(seconds), &kept);
+        let data = instant(&monitor).node;
+        assert!(data.partitions[1].1 > 0, "the local one is read here");
+        (data.partitions[0].1, kept.looks.lock().unwrap().len())
+    };
+    assert_eq!(step(10, None), (0, 1));
+    // No answer: no other question.
+    assert_eq!(step(50, None), (0, 1));
+    assert_eq!(step(60, Some(Ok(700))), (700, 1));
+    assert_eq!(step(90, None), (700, 2));
+    assert_eq!(step(100, Some(Err("stale".to_owned()))), (700, 2));
+    assert_eq!(step(130, None), (700, 3));
+    assert_eq!(kept.looks.into_inner().unwrap(), vec![vec![net.clone()]; 3]);
+    let alerts = kept.alerts.into_inner().unwrap();
+    assert!(matches!(
+        &alerts[0].payload,
+        AlertPayload::SystemQuota { parameter, value: 700, status: QuotaStatus::Raise }
+            if parameter == "states"
+    ));
+}
+
+#[test]
+fn kills_are_told_once() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    host.set_group("i1", 0, 0, 3);
+    monitor.apply(watch(target("i1")), at(0), &kept);
+    monitor.sample(at(10), &kept);
+    assert!(kept.alerts.lock().unwrap().is_empty(), "kills from before");
+    host.set_group("i1", 0, 0, 4);
+    monitor.sample(at(20), &kept);
+    assert_eq!(kept.alerts.lock().unwrap().len(), 1);
+    monitor.sample(at(30), &kept);
+    assert_eq!(kept.alerts.lock().unwrap().len(), 1);
 }

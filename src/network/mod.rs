@@ -79,7 +79,7 @@ enum NetRequest {
     Attach { plan: Box<NetworkPlan>, reply: Sender<Result<(), Failure>> },
     Adopt { plan: Box<NetworkPlan>, reply: Sender<Result<(), Failure>> },
     Detach { id: InstanceId, reply: Sender<Result<(), Failure>> },
-    Traffic { reply: Sender<Result<Traffic, Failure>> },
+    Traffic { reply: Sender<Counted> },
     Survey { reply: Sender<Vec<InstanceId>> },
     Update(Vec<NetworkParams>),
     Keep(Vec<InstanceId>),
@@ -157,15 +157,34 @@ impl NetHandle {
     ) -> Result<T, Error> {
         let until = sys::time::now() + limit;
         let (reply, answer) = bounded(1);
-        let requests = self.requests().ok_or(Error::Closed)?;
-        requests
-            .send_deadline(request(reply), until)
-            .map_err(|unsent| if unsent.is_timeout() { Error::Timeout } else { Error::Closed })?;
-        self.wake();
-        answer
-            .recv_deadline(until)
-            .map_err(|missing| if missing.is_timeout() { Error::Timeout } else { Error::Closed })
+        self.request(request(reply), until)?;
+        answer.recv_deadline(until).map_err(|missing| lost(missing.is_timeout()))
     }
+
+    fn request(&self, request: NetRequest, until: std::time::Instant) -> Result<(), Error> {
+        let requests = self.requests().ok_or(Error::Closed)?;
+        requests.send_deadline(request, until).map_err(|unsent| lost(unsent.is_timeout()))?;
+        self.wake();
+        Ok(())
+    }
+
+    /// For somebody who reads the counters again and again.
+    pub fn traffic_reader(&self) -> TrafficReader {
+        TrafficReader { net: self.clone(), answers: bounded(1) }
+    }
+}
+
+fn lost(is_timeout: bool) -> Error {
+    if is_timeout { Error::Timeout } else { Error::Closed }
+}
+
+type Counted = Result<Traffic, Failure>;
+
+/// Reads the traffic counters; keeps its channel for the answers.
+#[derive(Debug)]
+pub struct TrafficReader {
+    net: NetHandle,
+    answers: (Sender<Counted>, Receiver<Counted>),
 }
 
 impl Network for NetHandle {
@@ -195,9 +214,15 @@ impl Network for NetHandle {
     }
 }
 
-impl TrafficSource for NetHandle {
-    fn traffic(&self, limit: Duration) -> Result<Traffic, Failure> {
-        self.ask_within(limit, |reply| NetRequest::Traffic { reply })?
+impl TrafficSource for TrafficReader {
+    fn traffic(&self, limit: Duration, traffic: &mut Traffic) -> Result<(), Failure> {
+        let (reply, answer) = &self.answers;
+        // To a question that was given up.
+        while answer.try_recv().is_ok() {}
+        let until = sys::time::now() + limit;
+        self.net.request(NetRequest::Traffic { reply: reply.clone() }, until)?;
+        *traffic = answer.recv_deadline(until).map_err(|missing| lost(missing.is_timeout()))??;
+        Ok(())
     }
 }
 

@@ -24,6 +24,7 @@ pub mod rights;
 pub mod thread;
 pub mod time;
 pub mod tree;
+pub mod usage;
 pub mod xattr;
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::calendar;
+use crate::model::status::MonitoringData;
 
 struct Recorded {
     name: String,
@@ -209,7 +210,7 @@ fn monitoring(value: &Value) -> NodeMonitoring {
         time_ms: time(&v["timestamp"]).unwrap(),
         ram_bytes: number(&v["ram"]),
         cpu_dmips: number(&v["cpu"]),
-        partitions: list(&v["partitions"], |p| (text(&p["name"]), number(&p["used_size"]))),
+        partitions: list(&v["partitions"], |p| (text(&p["name"]).into(), number(&p["used_size"]))),
         download_bytes: number(&v["download"]),
         upload_bytes: number(&v["upload"]),
     };

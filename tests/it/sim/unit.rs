@@ -256,6 +256,8 @@ impl Unit {
             | Effect::ContainerEnded { .. }
             | Effect::NodeInfo(_)
             | Effect::NodeRules(_)
+            | Effect::DiskFigures(_)
+            | Effect::Linked(_)
             | Effect::Pong => {}
         }
     }
