@@ -6,3 +6,4 @@ mod packages;
 mod run;
 mod runtimes;
 mod supervision;
+mod watching;
