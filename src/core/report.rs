@@ -187,8 +187,11 @@ impl State {
     }
 
     fn plan_alerts(&mut self, now: Now, session: Session, effects: &mut Vec<Effect>) {
-        for alert in self.alerts.next_batch(now.wall_ms) {
+        for alert in self.alerts.next_batch(now) {
             effects.push(Effect::Report(session, CmReport::Alert(alert)));
+        }
+        if let Some(at) = self.alerts.next_time() {
+            self.wake(at);
         }
     }
 }
