@@ -37,6 +37,7 @@ use crate::rpc::InboxSender;
 use crate::runtime::devices;
 use crate::store::Store;
 use crate::store::node_file::NodeFile;
+use crate::sys::fault;
 
 /// A part of a log waits so long for its place in the stream.
 const LOG_PART_LIMIT: Duration = Duration::from_secs(60);
@@ -355,6 +356,7 @@ impl Perform for World {
             self.store(Vec::new(), &mut events);
         }
         for effect in effects {
+            fault::point("effect");
             self.effect(effect, &mut events);
         }
         self.flush();

@@ -118,6 +118,7 @@ impl Staging {
             }
             _ => {}
         }
+        fault::point("layer replaced");
         let renamed = fs::rename(self.path.join(about), about_target);
         renamed.map_err(Error::io("publish", about_target))?;
         fault::point("layer described");

@@ -10,6 +10,7 @@ use crate::jobs::{Ports, start};
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{AdoptPlan, Found, Record, Started};
+use crate::sys::fault;
 
 /// Everything that carries an instance id on this host, each id once, ordered.
 pub fn survey(ports: &Ports) -> Vec<Found> {
@@ -30,6 +31,7 @@ pub fn adopt(ports: &Ports, plan: &AdoptPlan) -> Result<Started, Failure> {
     }
     // The container comes last: from then on its exit is reported.
     ports.network.adopt(&start::network_plan(&plan.plan, &ports.bundles.path(&plan.id)))?;
+    fault::point("adopting");
     ports.runtime.adopt(&plan.id, &plan.record)
 }
 

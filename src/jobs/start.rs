@@ -47,6 +47,7 @@ fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started
     undo.note("detach network", |ports, id| ports.network.detach(id));
     ports.network.attach(&network_plan(plan, &bundle))?;
 
+    fault::point("start step");
     ports.bundles.build(plan)?;
     container(ports, plan, &bundle, stdio, undo)
 }
@@ -66,10 +67,14 @@ fn container(
     stdio: Stdio,
     undo: &mut Undo<'_>,
 ) -> Result<Started, Failure> {
+    fault::point("start step");
     undo.created = true;
     let init = ports.runtime.create(&plan.id, bundle, stdio)?;
+    fault::point("start step");
     ports.bundles.record(&plan.id, &running(plan, init))?;
+    fault::point("start step");
     ports.runtime.start(&plan.id)?;
+    fault::point("start step");
     Ok(Started { pid: init.pid })
 }
 

@@ -9,6 +9,7 @@ use crate::jobs::Ports;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{StopOutcome, StopScope};
+use crate::sys::fault;
 
 /// Stops an instance; one of which nothing exists is stopped without an error.
 pub fn stop(ports: &Ports, id: &InstanceId, scope: StopScope) -> StopOutcome {
@@ -29,6 +30,7 @@ pub fn stop(ports: &Ports, id: &InstanceId, scope: StopScope) -> StopOutcome {
 
 /// Keeps the text of a failed step; tells whether it succeeded.
 fn note(outcome: &mut StopOutcome, step: &str, result: Result<(), Failure>) -> bool {
+    fault::point("stop step");
     match result {
         Ok(()) => true,
         Err(failure) => {

@@ -1,203 +1,199 @@
-//! SIGKILL at random fault points of install, update and removal.
+//! SIGKILL of the real daemon at its fault points during install, update and removal, while
+//! instances run: first at every point in turn, then at random ones, also twice in a row.
 //!
 //! The daemon under test is built with debug assertions, which makes `AOS_FAULT_AT` work. After
-//! each death a new daemon must reach what was asked for: every wanted package installed once,
-//! every row with its directory and every directory with its row, nothing else.
+//! the deaths a daemon without faults must reach what was asked for; `scene.rs` says what that
+//! means. `AOS_KILLS` (default 50) is the number of deaths of each random test, `AOS_KILL_SEED` what
+//! its choices begin with; a failure names both.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
-
-use crate::common::image::{self, Member, Package};
+use super::scene::{STEPS, Scene, Unused, Wanted};
 use crate::common::need::require;
-use crate::common::unit::{Setup, Unit};
-use crate::common::{host, wait_until};
+use crate::common::unit::Setup;
 
-/// Deaths of one test; there are four of them.
-const KILLS: usize = 50;
-/// Rounds without a death are for nothing; they are rare.
-const MAX_ROUNDS: usize = 4 * KILLS;
-/// About as many points as one life passes.
-const POINTS: u64 = 36;
+/// A fault point as the sources name it, and how often a life may pass it.
+type Point = (&'static str, u64);
 
-/// What the CM asks for in turn, as (service, version).
-const STEPS: [&[(&str, &str)]; 5] = [
-    &[("a", "1.0.0"), ("b", "1.0.0")],
-    &[("a", "2.0.0"), ("b", "1.0.0"), ("c", "1.0.0")],
-    &[("c", "1.0.0")],
-    &[("a", "1.0.0"), ("c", "2.0.0")],
-    &[("b", "2.0.0"), ("c", "2.0.0")],
+/// All points. Those that are passed once for each step of a job have as many as there are steps,
+/// so that each of them is met.
+const POINTS: [Point; 20] = [
+    ("adopting", 2),
+    ("before commit", 10),
+    ("before confirming", 3),
+    ("before flushing", 4),
+    ("before hiding", 3),
+    ("before publishing", 2),
+    ("charge", 12),
+    ("committed", 10),
+    ("effect", 40),
+    ("evicted", 2),
+    ("fetch job", 6),
+    ("fetch job done", 6),
+    ("hidden", 3),
+    ("layer described", 2),
+    ("layer replaced", 2),
+    ("orphan", 1),
+    ("published", 2),
+    ("start step", 16),
+    ("stop step", 8),
+    ("tree entry", 20),
 ];
 
-/// What the database says.
-#[derive(Debug)]
-struct Rows {
-    /// Ids and versions of the installed services.
-    keys: BTreeSet<(String, String)>,
-    paths: BTreeSet<PathBuf>,
-    /// Number of packages that are still to be installed.
-    wanted: i64,
+/// Passes of one start and of one stop; every other point is one place in the sources.
+const STEPS_OF_JOBS: [Point; 2] = [("start step", 8), ("stop step", 5)];
+
+/// Deaths of one random test; there are four of them.
+const KILLS: usize = 50;
+/// Lives that reach no point are for nothing; they are rare.
+const ROUNDS_PER_KILL: usize = 4;
+/// One death in so many is followed by a life with a fault.
+const TWICE: u64 = 4;
+
+/// The names that the sources give to points.
+fn names_in(dir: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            names_in(&path, found);
+        } else {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let calls = text.split("fault::point(\"").skip(1);
+            found.extend(calls.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+        }
+    }
 }
 
-struct Store {
-    unit: Unit,
+#[test]
+fn every_point_of_the_sources_is_known() {
+    let mut found = BTreeSet::new();
+    names_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    let known: BTreeSet<_> = POINTS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(found, known);
 }
 
-impl Store {
-    fn new() -> Self {
-        // What is not wanted any more goes at once.
-        let setup = Setup::new().set("serviceTtlDays", "0").set("layerTtlDays", "0");
-        let unit = setup.start();
-        for (service, version) in STEPS.concat() {
-            let text = format!("{service} {version}");
-            let package = Package::with_root(&[
-                Member::file("name", text.as_bytes()),
-                Member::symlink("link", "name"),
-            ]);
-            image::write(
-                &unit.path("packages"),
-                &format!("{service}-{version}.tar"),
-                &package.bytes(),
-            );
-        }
-        Self { unit }
-    }
-
-    fn ask(&mut self, step: &[(&str, &str)]) -> bool {
-        self.unit.say("clear");
-        for (service, version) in step {
-            let path = self.unit.path("packages").join(format!("{service}-{version}.tar"));
-            self.unit
-                .say(&format!("service {service} version={version} package={}", path.display()));
-        }
-        self.unit.try_say("run")
-    }
-
-    fn rows(&self) -> Option<Rows> {
-        let path = self.unit.path("sm/work/servicemanager.db");
-        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).ok()?;
-        let mut statement = db.prepare("SELECT id, version, path FROM services").ok()?;
-        let rows = statement
-            .query_map([], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
-            })
-            .ok()?
-            .collect::<Result<Vec<_>, _>>()
-            .ok()?;
-        let keys = rows.iter().map(|(id, version, _)| (id.clone(), version.clone())).collect();
-        let paths = rows.into_iter().map(|(_, _, path)| path.into()).collect();
-        let wanted = db.query_row("SELECT count(*) FROM wanted", [], |row| row.get(0)).ok()?;
-        Some(Rows { keys, paths, wanted })
-    }
-
-    /// What is asked for is there, and nothing else.
-    fn is_settled(&self, step: &[(&str, &str)]) -> bool {
-        let Some(Rows { keys, paths, wanted }) = self.rows() else { return false };
-        let expect: BTreeSet<_> =
-            step.iter().map(|(id, version)| ((*id).to_owned(), (*version).to_owned())).collect();
-        let services = self.unit.path("sm/work/services");
-        let found: BTreeSet<PathBuf> =
-            host::names(&services).iter().map(|name| services.join(name)).collect();
-        keys == expect && wanted == 0 && paths == found
-    }
-
-    fn state(&self) -> String {
-        format!("{:?} {:?}", self.rows(), self.unit.installed())
-    }
-
-    /// One life that may end at a fault point; true if it did.
-    fn risky_life(&mut self, point: u64, step: &[(&str, &str)]) -> bool {
-        self.unit.look();
-        self.unit.start_daemon_with(&[("AOS_FAULT_AT", &point.to_string())]);
-        let mut asked = false;
-        wait_until("a death or the end of the work", || {
-            if self.unit.daemon_is_dead() {
-                return true;
+/// Dies at each of these points.
+fn each(mut scene: Scene, points: impl Iterator<Item = (&'static str, u64)>) {
+    let mut steps = STEPS.iter().cycle();
+    scene.declare(STEPS[4]);
+    scene.good_life(STEPS[4], "the first life");
+    for (name, number) in points {
+        let point = format!("{name}:{number}");
+        let reached = (0..2 * STEPS.len()).any(|_| {
+            let step = steps.next().copied().unwrap_or_default();
+            scene.declare(step);
+            if name == "orphan" {
+                // It needs something that was left.
+                scene.risky_life("charge:2", step);
             }
-            if !asked {
-                let registered = self.unit.seen().iter().any(|line| line.contains("full status"));
-                asked = registered && self.ask(step);
-                return false;
-            }
-            self.is_settled(step)
+            let died = scene.risky_life(&point, step);
+            scene.good_life(step, &format!("a death at {point}"));
+            died
         });
-        if self.unit.daemon_is_dead() {
-            self.unit.bury_daemon();
-            return true;
-        }
-        self.unit.kill_daemon();
-        false
+        assert!(reached, "{point} is never passed");
     }
+}
 
-    /// A life without faults brings everything in order.
-    fn good_life(&mut self, step: &[(&str, &str)], after: &str) {
-        self.unit.start_daemon();
-        self.unit.say("wait registered");
-        assert!(self.ask(step));
-        let mut last = String::new();
-        let settled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            wait_until("order", || {
-                last = self.state();
-                self.is_settled(step)
-            });
-        }));
-        assert!(settled.is_ok(), "{after}: {step:?} is not reached: {last}");
-        let left = host::tree(&self.unit.path("sm/work/download"));
-        assert!(left.is_empty(), "{after}: {left:?}");
-        // Every package can be read and is what it claims to be.
-        for (service, version) in step {
-            let named = self.unit.installed().into_iter().any(|name| {
-                let file = self.unit.path("sm/work/services").join(name).join("rootfs/name");
-                std::fs::read_to_string(file).is_ok_and(|t| t == format!("{service} {version}"))
-            });
-            assert!(named, "{after}: {service} {version} has lost its content");
-        }
-        self.unit.kill_daemon();
-        self.unit.say("wait disconnected");
-    }
+/// Every place of the sources; `part` of two.
+fn each_point(part: usize) {
+    require!(root, memory, crun, busybox);
+    let places = POINTS.iter().filter(|(name, _)| *name != "evicted").flat_map(|(name, _)| {
+        let steps = STEPS_OF_JOBS.iter().find(|(job, _)| job == name);
+        (1..=steps.map_or(1, |(_, count)| *count)).map(move |number| (*name, number))
+    });
+    let places = places.enumerate().filter(|(nth, _)| nth % 2 == part).map(|(_, place)| place);
+    each(Scene::new(Setup::crun(), Unused::Removed), places);
+}
+
+#[test]
+fn killed_at_every_point_1() {
+    each_point(0);
+}
+
+#[test]
+fn killed_at_every_point_2() {
+    each_point(1);
+}
+
+#[test]
+fn killed_while_evicting() {
+    require!(root, memory, crun, busybox);
+    let points = [("evicted", 1), ("before hiding", 1), ("hidden", 1), ("tree entry", 2)];
+    each(Scene::new(Setup::crun(), Unused::Evicted), points.into_iter());
 }
 
 /// A small generator, good enough to choose points: xorshift64*.
-fn next_random(state: &mut u64) -> u64 {
-    *state ^= *state >> 12;
-    *state ^= *state << 25;
-    *state ^= *state >> 27;
-    state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % limit
+    }
+
+    fn point(&mut self) -> String {
+        let (name, most) = POINTS[usize::try_from(self.below(POINTS.len() as u64)).unwrap()];
+        format!("{name}:{}", 1 + self.below(most))
+    }
 }
 
-fn kills(seed: u64) {
-    require!(root, memory, runc, busybox);
-    let mut store = Store::new();
-    let mut random = seed * 0x9E37_79B9 + 1;
-    let (mut deaths, mut rounds) = (0, 0);
-    while deaths < KILLS {
-        let step = STEPS[rounds % STEPS.len()];
-        let point = 1 + next_random(&mut random) % POINTS;
-        deaths += usize::from(store.risky_life(point, step));
-        store.unit.try_say("wait disconnected");
+fn number_from(variable: &str, default: u64) -> u64 {
+    let given = std::env::var(variable).ok();
+    given.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+}
+
+fn at_random(setup: Setup, unused: Unused, nth: u64) {
+    let seed = number_from("AOS_KILL_SEED", 20_251_125);
+    let kills = usize::try_from(number_from("AOS_KILLS", KILLS as u64)).unwrap();
+    let mut random = Random((seed ^ nth.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1);
+    let mut scene = Scene::new(setup, unused);
+    let (mut deaths, mut rounds, mut places) = (0, 0, BTreeSet::new());
+    while deaths < kills {
+        let step: &[Wanted] = STEPS[rounds % STEPS.len()];
         rounds += 1;
-        store.good_life(step, &format!("seed {seed}, round {rounds}, point {point}"));
-        assert!(rounds < MAX_ROUNDS, "only {deaths} deaths in {rounds} rounds");
+        assert!(rounds < kills * ROUNDS_PER_KILL, "only {deaths} deaths in {rounds} rounds");
+        scene.declare(step);
+        let mut points = Vec::new();
+        loop {
+            let point = random.point();
+            let died = scene.risky_life(&point, step);
+            points.push(point.clone());
+            if died {
+                deaths += 1;
+                places.insert(point);
+            }
+            if !died || random.below(TWICE) > 0 {
+                break;
+            }
+        }
+        scene.good_life(step, &format!("AOS_KILL_SEED={seed}, round {rounds}, {points:?}"));
     }
+    println!("seed={seed} deaths={deaths} places={} rounds={rounds}", places.len());
 }
 
 #[test]
 fn killed_at_random_points_1() {
-    kills(1);
+    require!(root, memory, crun, busybox);
+    at_random(Setup::crun(), Unused::Removed, 1);
 }
 
 #[test]
 fn killed_at_random_points_2() {
-    kills(2);
+    require!(root, memory, crun, busybox);
+    at_random(Setup::crun(), Unused::Removed, 2);
 }
 
 #[test]
-fn killed_at_random_points_3() {
-    kills(3);
+fn killed_at_random_points_with_runc() {
+    require!(root, memory, runc, busybox);
+    at_random(Setup::new(), Unused::Removed, 3);
 }
 
 #[test]
-fn killed_at_random_points_4() {
-    kills(4);
+fn killed_at_random_points_with_little_room() {
+    require!(root, memory, crun, busybox);
+    at_random(Setup::crun(), Unused::Evicted, 4);
 }

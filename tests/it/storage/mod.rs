@@ -1,3 +1,4 @@
 //! Packages on disk and their rows, with the real daemon: whatever happens to it, both agree.
 
 mod kills;
+mod scene;
