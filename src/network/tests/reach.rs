@@ -9,7 +9,7 @@ use super::super::rtnl::LinkAddress;
 use super::super::rules::Set;
 use super::rig::{OUTSIDE, PATIENCE, Rig, UPLINK, on_a_host, rule, with_settings};
 use crate::model::node::Host;
-use crate::ports::{Network, TrafficSource};
+use crate::ports::Network;
 
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
 /// Here the node is not the first one of the network.
@@ -277,8 +277,7 @@ fn nothing_is_filtered_if_the_configuration_says_so() {
         assert_eq!(rig.instance(&a).reaches(&rig.instance(&b), B).unwrap(), A);
         assert_eq!(rig.instance(&a).reaches(&rig.node(), NODE1).unwrap(), A);
         assert_eq!(rig.keys(Set::Instances), 0);
-        let traffic = rig.net.traffic(PATIENCE).unwrap();
-        assert_eq!(traffic, crate::model::traffic::Traffic::default());
+        assert_eq!(super::traffic::all(rig), crate::model::traffic::Traffic::default());
         rig.net.detach(&a.id).unwrap();
     });
 }

@@ -62,7 +62,8 @@ fn counted(rig: &Rig, plan: &NetworkPlan) -> Volume {
     all(rig).instance(&plan.id).unwrap_or_default()
 }
 
-fn all(rig: &Rig) -> Traffic {
+/// All counters.
+pub(super) fn all(rig: &Rig) -> Traffic {
     let mut traffic = Traffic::default();
     rig.net.traffic_reader().traffic(PATIENCE, &mut traffic).unwrap();
     traffic
