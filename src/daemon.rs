@@ -312,7 +312,7 @@ fn start_peers(
 ) -> Result<(rpc::InboxSender<IamCommand>, rpc::InboxSender<CmRxCommand>), Error> {
     let env = rpc::Env::start();
     let iam_settings = settings::iam(config);
-    let certs = Certificates::new(iam_settings.clone(), env.clone());
+    let certs = Certificates::new(iam_settings.clone(), env.clone(), settings::tokens(config));
     let (iam_tx, iam_rx) = rpc::inbox(IAM_INBOX);
     let watching = iam::watch::Watching {
         settings: iam_settings,

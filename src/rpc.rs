@@ -7,6 +7,7 @@
 //! Deliberately not here: retries, plaintext connections, async tasks.
 
 pub mod keys;
+pub mod token;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -26,6 +27,8 @@ use grpcio::{
     GrpcSlice, Marshaller, MessageReader, Method, MethodType, RpcStatusCode, WriteFlags,
 };
 
+use crate::rpc::token::Tokens;
+use crate::sys::pkcs11;
 use crate::sys::time::now;
 
 /// Largest message that is accepted.
@@ -50,6 +53,20 @@ pub enum Error {
     Content { path: PathBuf, reason: &'static str },
     #[error("bad URL {url:?}: {reason}")]
     Url { url: String, reason: &'static str },
+    #[error("cannot use {url:?}")]
+    Token {
+        url: String,
+        #[source]
+        source: pkcs11::Error,
+    },
+    #[error("there is no {what} {url:?}, or it is not readable with this PIN")]
+    NoObject { url: String, what: &'static str },
+    #[error("OpenSSL cannot use {url:?}: neither a provider nor an engine named pkcs11")]
+    Engine {
+        url: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("bad address {target:?}: {reason}")]
     Target { target: String, reason: &'static str },
     #[error("{call}: {code}: {message}")]
@@ -91,6 +108,9 @@ impl Error {
             Self::Read { .. }
             | Self::Content { .. }
             | Self::Url { .. }
+            | Self::Token { .. }
+            | Self::NoObject { .. }
+            | Self::Engine { .. }
             | Self::Target { .. }
             | Self::Answer { .. } => false,
         }
@@ -110,10 +130,10 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads what the URLs name.
-    pub fn load(cert_url: &str, key_url: &str) -> Result<Self, Error> {
-        let chain_pem = keys::chain_for_core(cert_url)?;
-        Ok(Self { chain_pem, key_pem: keys::key_for_core(key_url)? })
+    /// Reads what the URLs name, files or objects in tokens.
+    pub fn load(tokens: &Tokens, cert_url: &str, key_url: &str) -> Result<Self, Error> {
+        let chain_pem = keys::chain_for_core(tokens, cert_url)?;
+        Ok(Self { chain_pem, key_pem: keys::key_for_core(tokens, key_url)? })
     }
 }
 

@@ -18,6 +18,7 @@ use crate::model::status::chain;
 use crate::monitor::{self, MonitorSettings};
 use crate::network::{self, NetworkSettings};
 use crate::probe::HostCaps;
+use crate::rpc::token::Tokens;
 use crate::runtime::bundle::BundleSettings;
 use crate::runtime::crun::{Program, RuntimeSettings};
 use crate::runtime::limits;
@@ -57,6 +58,11 @@ pub(super) fn policy(config: &Config, max_exec_jobs: usize) -> Policy {
         layer_ttl: config.layer_ttl,
         max_exec_jobs,
     }
+}
+
+pub(super) fn tokens(config: &Config) -> Tokens {
+    let library = config.pkcs11_module.as_str();
+    Tokens::new((!library.is_empty()).then_some(Path::new(library)))
 }
 
 pub(super) fn places(config: &Config) -> Places {

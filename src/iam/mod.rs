@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::status::chain;
+use crate::rpc::token::Tokens;
 use crate::rpc::{self, CertSource, Certificate, Connection, Pending};
 
 /// Messages of IAM, generated. Only this module and the simulated unit use them.
@@ -93,12 +94,13 @@ impl Settings {
 pub struct Certificates {
     settings: Settings,
     env: rpc::Env,
+    tokens: Arc<Tokens>,
 }
 
 impl Certificates {
     /// Asks nothing yet.
-    pub fn new(settings: Settings, env: rpc::Env) -> Arc<Self> {
-        Arc::new(Self { settings, env })
+    pub fn new(settings: Settings, env: rpc::Env, tokens: Tokens) -> Arc<Self> {
+        Arc::new(Self { settings, env, tokens: Arc::new(tokens) })
     }
 
     fn ask(&self) -> Result<Pending<Vec<u8>>, rpc::Error> {
@@ -110,10 +112,11 @@ impl Certificates {
 impl CertSource for Certificates {
     fn certificate(&self) -> Pending<Certificate> {
         let asked = self.ask();
+        let tokens = self.tokens.clone();
         Box::pin(async move {
             let answer = asked?.await?;
             let urls = v5::cert_urls(&answer).map_err(|e| malformed(v5::GET_CERT, &e))?;
-            Certificate::load(&urls.cert_url, &urls.key_url)
+            Certificate::load(&tokens, &urls.cert_url, &urls.key_url)
         })
     }
 }

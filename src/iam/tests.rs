@@ -162,7 +162,7 @@ impl Bed {
             cert_type: "sm".to_owned(),
             timing,
         };
-        let certs = Certificates::new(settings.clone(), env());
+        let certs = Certificates::new(settings.clone(), env(), Tokens::default());
         let (events_in, events) = bounded(2048);
         let (inbox, commands) = rpc::inbox(INBOX_CAPACITY);
         let watching = Watching {

@@ -84,7 +84,7 @@ impl Authority {
 
     pub(crate) fn certificate(&self, name: &str) -> Certificate {
         let (cert_url, key_url) = self.urls(name);
-        Certificate::load(&cert_url, &key_url).unwrap()
+        Certificate::load(&Tokens::default(), &cert_url, &key_url).unwrap()
     }
 
     /// Starts a server on a port that the kernel chooses.

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::rpc::Error;
+use crate::rpc::token::{Tokens, public_part};
 
 /// Largest certificate or key file.
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
@@ -16,7 +17,7 @@ const FILE_LIMIT_BYTES: u64 = 1 << 20;
 const PEM_LINE: usize = 64;
 const BEGIN: &str = "-----BEGIN ";
 const END: &str = "-----END ";
-const CERTIFICATE: &str = "CERTIFICATE";
+pub(super) const CERTIFICATE: &str = "CERTIFICATE";
 
 /// The root certificates of a bundle.
 pub fn roots_for_core(path: &Path) -> Result<Vec<u8>, Error> {
@@ -24,19 +25,19 @@ pub fn roots_for_core(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// The certificate chain that `cert_url` names, leaf first.
-pub fn chain_for_core(cert_url: &str) -> Result<Vec<u8>, Error> {
+pub fn chain_for_core(tokens: &Tokens, cert_url: &str) -> Result<Vec<u8>, Error> {
     match scheme(cert_url) {
         "file" => certificates(&file_path(cert_url)?),
-        "pkcs11" => Err(refused(cert_url, "certificates in PKCS#11 tokens are not supported yet")),
+        "pkcs11" => tokens.chain_for_core(cert_url),
         _ => Err(refused(cert_url, "a certificate is named by file: or pkcs11:")),
     }
 }
 
 /// The private key that `key_url` names.
-pub fn key_for_core(key_url: &str) -> Result<Vec<u8>, Error> {
+pub fn key_for_core(tokens: &Tokens, key_url: &str) -> Result<Vec<u8>, Error> {
     match scheme(key_url) {
         "file" => private_key(&file_path(key_url)?),
-        "pkcs11" => Err(refused(key_url, "keys in PKCS#11 tokens are not supported yet")),
+        "pkcs11" => tokens.key_for_core(key_url),
         "tpm" => Err(refused(key_url, "keys named by TPM handles are not supported")),
         _ => Err(refused(key_url, "a key is named by file: or pkcs11:")),
     }
@@ -46,11 +47,8 @@ fn scheme(url: &str) -> &str {
     url.split_once(':').map_or("", |(scheme, _)| scheme)
 }
 
-/// Names the URL without its query, where a PIN may stand.
 fn refused(url: &str, reason: &'static str) -> Error {
-    let public = url.split('?').next().unwrap_or_default();
-    let public = public.split(";pin-value").next().unwrap_or_default();
-    Error::Url { url: public.to_owned(), reason }
+    Error::Url { url: public_part(url).to_owned(), reason }
 }
 
 /// `file:///p`, `file://host/p` (the host is ignored) and `file:/p`.
@@ -63,10 +61,12 @@ fn file_path(url: &str) -> Result<PathBuf, Error> {
     if !path.starts_with('/') {
         return Err(refused(url, "has no absolute path"));
     }
-    percent_decoded(path).ok_or_else(|| refused(url, "bad percent sign")).map(PathBuf::from)
+    let path = percent_decoded(path).and_then(|bytes| String::from_utf8(bytes).ok());
+    path.ok_or_else(|| refused(url, "bad percent sign")).map(PathBuf::from)
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+/// `None` for a percent sign without two digits.
+pub(super) fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
@@ -79,10 +79,10 @@ fn percent_decoded(text: &str) -> Option<String> {
         bytes.push(u8::from_str_radix(digits, 16).ok()?);
         rest = tail.get(2..)?;
     }
-    String::from_utf8(bytes).ok()
+    Some(bytes)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let mut content = Vec::new();
@@ -211,7 +211,7 @@ fn key_label(der: &[u8]) -> Option<&'static str> {
     }
 }
 
-fn pem(label: &str, der: &[u8]) -> Vec<u8> {
+pub(super) fn pem(label: &str, der: &[u8]) -> Vec<u8> {
     let mut text = format!("{BEGIN}{label}-----\n");
     for (at, symbol) in base64_encoded(der).chars().enumerate() {
         if at > 0 && at % PEM_LINE == 0 {
@@ -275,9 +275,9 @@ mod tests {
         file
     }
 
-    fn loaded(load: fn(&str) -> Result<Vec<u8>, Error>, content: &[u8]) -> String {
+    fn loaded(load: fn(&Tokens, &str) -> Result<Vec<u8>, Error>, content: &[u8]) -> String {
         let file = file(content);
-        match load(&format!("file://{}", file.path().display())) {
+        match load(&Tokens::default(), &format!("file://{}", file.path().display())) {
             Ok(text) => String::from_utf8(text).unwrap(),
             Err(Error::Content { reason, .. }) => format!("error: {reason}"),
             Err(error) => panic!("{error}"),
@@ -360,15 +360,15 @@ mod tests {
     #[test]
     fn other_schemes_are_refused_without_telling_the_pin() {
         let check = |url: &str, expect: &str| {
-            assert_eq!(key_for_core(url).unwrap_err().to_string(), expect);
+            assert_eq!(key_for_core(&Tokens::default(), url).unwrap_err().to_string(), expect);
         };
         check(
-            "pkcs11:token=aos;object=sm?module-path=/m.so&pin-value=1234",
-            r#"bad URL "pkcs11:token=aos;object=sm": keys in PKCS#11 tokens are not supported yet"#,
+            "pkcs11:token=aos?pin-value=1234",
+            r#"bad URL "pkcs11:token=aos": names neither object nor id"#,
         );
         check(
             "pkcs11:token=aos;pin-value=1234",
-            r#"bad URL "pkcs11:token=aos": keys in PKCS#11 tokens are not supported yet"#,
+            r#"bad URL "pkcs11:token=aos": names neither object nor id"#,
         );
         check(
             "tpm:0x81000001",

@@ -17,6 +17,7 @@ pub mod netlink;
 pub mod netns;
 pub mod notify;
 pub mod pidfd;
+pub mod pkcs11;
 pub mod process;
 pub mod random;
 pub mod residency;

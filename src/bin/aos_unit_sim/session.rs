@@ -223,6 +223,7 @@ impl Session {
                 let identity = self.unit.renew_cert().map_err(chain)?;
                 self.printer.line("unit", &format!("certificate {}", identity.cert.display()));
             }
+            Command::UseCert { cert_url, key_url } => self.unit.iam.set_cert(cert_url, key_url),
             Command::Fault { path, fault } => self.fault(&path, fault)?,
             Command::Raw(bytes) => self.unit.cm.send_bytes(bytes).map_err(chain)?,
             Command::Wait { condition, limit } => self.wait(&condition, limit)?,

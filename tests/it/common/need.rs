@@ -44,6 +44,15 @@ pub fn busybox() -> Result<(), String> {
     program("busybox").map(drop)
 }
 
+/// A token in software, tools that write to it, and OpenSSL's engine for it.
+pub fn token() -> Result<(), String> {
+    program("softhsm2-util")?;
+    program("pkcs11-tool")?;
+    let engine = std::env::consts::ARCH;
+    let engine = format!("/usr/lib/{engine}-linux-gnu/engines-3/pkcs11.so");
+    if Path::new(&engine).exists() { Ok(()) } else { Err(format!("no {engine}")) }
+}
+
 /// A file system of its own for the unit, as a product has it.
 pub fn memory() -> Result<(), String> {
     match statfs(super::unit::MEMORY) {

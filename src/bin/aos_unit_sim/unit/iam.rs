@@ -163,10 +163,10 @@ impl IamServer {
     }
 
     /// Hands out another certificate and tells the subscribers.
-    pub fn set_cert(&self, client: &Identity) {
+    pub fn set_cert(&self, new_cert_url: String, new_key_url: String) {
         let mut state = lock(&self.shared.state);
-        state.cert_url = client.cert_url();
-        state.key_url = client.key_url();
+        state.cert_url = new_cert_url;
+        state.key_url = new_key_url;
         let State { subscribers, cert_url, key_url, .. } = &mut *state;
         subscribers.retain(|(kind, outbox)| {
             let message = encode(&cert_info(kind, cert_url, key_url));

@@ -49,6 +49,10 @@ pub enum Command {
     Iam(Switch),
     Cloud(Switch),
     RenewCert,
+    UseCert {
+        cert_url: String,
+        key_url: String,
+    },
     Fault {
         path: String,
         fault: FileFault,
@@ -281,9 +285,13 @@ pub fn parse(line: &str) -> Result<Option<Command>, Error> {
         "link" => link(&mut args)?,
         "iam" => Command::Iam(args.switch()?),
         "cloud" => Command::Cloud(args.switch()?),
-        "cert" => match args.required("`renew`")?.as_str() {
+        "cert" => match args.required("`renew` or `use`")?.as_str() {
             "renew" => Command::RenewCert,
-            other => return Err(args.invalid(other, "`renew`")),
+            "use" => Command::UseCert {
+                cert_url: args.required("the URL of a certificate")?,
+                key_url: args.required("the URL of its key")?,
+            },
+            other => return Err(args.invalid(other, "`renew` or `use`")),
         },
         "fault" => fault(&mut args)?,
         "raw" => {

@@ -181,7 +181,7 @@ impl World {
     pub fn renew_cert(&mut self) -> Result<Identity, Error> {
         self.certs_made += 1;
         let client = self.authority.client(&format!("sm-{}", self.certs_made), &self.node_id)?;
-        self.iam.set_cert(&client);
+        self.iam.set_cert(client.cert_url(), client.key_url());
         Ok(client)
     }
 }
