@@ -26,12 +26,16 @@ use crate::config::Config;
 use crate::core;
 use crate::core::node_config::NodeConfigState;
 use crate::core::state::State;
-use crate::daemon::world::{LogOut, MonitorOut, World, WorldParts};
+use crate::daemon::world::{AlertOut, LogOut, MonitorOut, World, WorldParts};
 use crate::event_loop::{self, EventLoop, LoopHandle};
 use crate::iam::{self, Certificates};
 use crate::image::{self, ImageStore};
 use crate::jobs::{self, Ports};
-use crate::logs::capture::{self, CaptureCommand};
+use crate::logger::{self, OwnMessage};
+use crate::logs::LogSettings;
+use crate::logs::alerts::AlertOutput;
+use crate::logs::capture::CaptureCommand;
+use crate::logs::intake::{self, CaptureHandle, CaptureInbox, Means};
 use crate::logs::serve::{self, LogCommand};
 use crate::logs::sink::Sinks;
 use crate::model::event::{Event, IamCommand};
@@ -57,8 +61,6 @@ const CORE_INBOX: usize = 256;
 const EXEC_QUEUE: usize = 64;
 /// Queue of the fetch thread: core has one install or removal in flight, and damaged images.
 const FETCH_QUEUE: usize = 64;
-/// Inbox of log-in.
-const CAPTURE_INBOX: usize = 256;
 /// Commands for iam: at most one per instance, in bursts.
 const IAM_INBOX: usize = 64;
 /// Threads that start and stop instances (platform document P2).
@@ -97,6 +99,11 @@ pub enum Error {
     },
     #[error(transparent)]
     Runtime(#[from] crun::Error),
+    #[error("cannot make the inbox of the thread that captures logs")]
+    LogInbox {
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot start thread {name}")]
     Thread {
         name: &'static str,
@@ -171,7 +178,7 @@ struct Host {
     loop_handle: LoopHandle,
     net: NetHandle,
     net_thread: NetThread,
-    capture: (Sender<CaptureCommand>, Receiver<CaptureCommand>),
+    capture: (CaptureHandle, CaptureInbox),
     ports: Ports,
 }
 
@@ -181,7 +188,7 @@ impl Host {
         let caps = probe::probe(config.instances.runtime.as_deref())?;
         let (event_loop, loop_handle) = EventLoop::new()?;
         let (net_thread, net) = NetThread::new(settings::network(config))?;
-        let capture = bounded(CAPTURE_INBOX);
+        let capture = intake::inbox().map_err(|source| Error::LogInbox { source })?;
         let ports = Ports {
             runtime: Arc::new(Crun::new(
                 settings::runtime(config, &caps),
@@ -206,6 +213,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let mut host = Host::new(config)?;
     let clock = Arc::new(SystemClock);
     let (store, mut stored) = Store::open(&config.database())?;
+    let position = stored.alert_position.take();
     let known: Vec<InstanceId> = stored.instances.iter().map(|row| row.id.clone()).collect();
     host.net_thread.restore(std::mem::take(&mut stored.traffic), &known);
     let now = clock.now();
@@ -220,7 +228,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let (core_tx, core_rx) = bounded(CORE_INBOX);
     let mut threads = Threads::new();
     let world = start_threads(config, &host, store, &core_tx, &clock, &mut threads)?;
-    start_host_threads(config, host.net_thread, host.capture.1, &core_tx, &clock, &mut threads)?;
+    let capturing = Capturing {
+        settings: settings::logs(config),
+        inbox: host.capture.1,
+        processes: host.loop_handle.clone(),
+        output: Some(Box::new(AlertOut::new(core_tx.clone()))),
+        position,
+    };
+    start_host_threads(host.net_thread, capturing, &core_tx, &mut threads)?;
+    forward_messages(&settings::logs(config), host.capture.0.clone());
     let (loop_handle, ends) = (host.loop_handle.clone(), world.ends());
     threads.spawn("core", move || {
         core::run(&core_rx, &*clock, state, world);
@@ -335,33 +351,69 @@ fn start_peers(
     Ok((iam_tx, cm_rx_tx))
 }
 
+/// What the thread log-in is made of.
+struct Capturing {
+    settings: LogSettings,
+    inbox: CaptureInbox,
+    processes: LoopHandle,
+    /// `None` = nobody is interested.
+    output: Option<Box<dyn AlertOutput + Send>>,
+    /// Up to where an earlier life has made alerts.
+    position: Option<Box<str>>,
+}
+
+impl Capturing {
+    fn run(self) {
+        let means = Means {
+            settings: &self.settings,
+            processes: &self.processes,
+            clock: &SystemClock,
+            output: self.output.as_deref().map(|output| output as &dyn AlertOutput),
+            position: self.position.as_deref(),
+        };
+        intake::run(&means, self.inbox);
+    }
+}
+
 fn start_host_threads(
-    config: &Config,
     net: NetThread,
-    capture: Receiver<CaptureCommand>,
+    capturing: Capturing,
     core: &Sender<Event>,
-    clock: &Arc<SystemClock>,
     threads: &mut Threads,
 ) -> Result<(), Error> {
     let events = core.clone();
     threads.spawn("net", move || net.run(events))?;
-    let (log_settings, clock) = (settings::logs(config), clock.clone());
-    threads.spawn("log-in", move || capture::run(&log_settings, &capture, &*clock))
+    threads.spawn("log-in", move || capturing.run())
+}
+
+/// Lets the daemon's own messages become alerts and, where there is no journal, part of the system
+/// log.
+fn forward_messages(settings: &LogSettings, capture: CaptureHandle) {
+    let level = if intake::uses_journal(settings) { log::Level::Error } else { log::Level::Info };
+    logger::forward(level, move |OwnMessage { priority, text, is_alert }| {
+        capture.try_send(CaptureCommand::Own { priority, text, is_alert }).is_none()
+    });
 }
 
 /// Stops and removes everything that instances have on this host, without a daemon.
 pub fn stop_instances(config: &Config) -> Result<(), Error> {
     let host = Host::new(config)?;
-    let clock = Arc::new(SystemClock);
     // Nobody decides anything here: exits are of no interest.
     let (core_tx, core_rx) = bounded(CORE_INBOX);
     let mut threads = Threads::new();
-    start_host_threads(config, host.net_thread, host.capture.1, &core_tx, &clock, &mut threads)?;
+    let capturing = Capturing {
+        settings: settings::logs(config),
+        inbox: host.capture.1,
+        processes: host.loop_handle.clone(),
+        output: None,
+        position: None,
+    };
+    start_host_threads(host.net_thread, capturing, &core_tx, &mut threads)?;
     let (ports, main, net, capture) = (host.ports, host.loop_handle, host.net, host.capture.0);
     threads.spawn("exec-1", move || {
         sweep(&ports);
         net.stop();
-        let _ = capture.send(CaptureCommand::Stop);
+        capture.stop();
         main.stop();
         drop(core_rx);
     })?;

@@ -148,6 +148,11 @@ impl Processes for LoopHandle {
         wait_for(&answer, patience, &silent)
     }
 
+    fn start(&self, command: Command) -> Result<(), Failure> {
+        let (reply, _) = bounded(1);
+        self.send(LoopCmd::Spawn { command, reply }).map_err(|error| Failure::lasting(&error))
+    }
+
     fn watch(&self, watch: Watch) -> Result<(), Failure> {
         let (reply, answer) = bounded(1);
         self.send(LoopCmd::Watch { watch, reply }).map_err(|error| Failure::lasting(&error))?;

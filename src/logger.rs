@@ -4,8 +4,8 @@
 //! when the sink takes it at once, else it is counted and the count is reported with the next line
 //! that gets through. The text of a record is a sentence followed by `key=value` pairs, of which
 //! `err` is the last; they become fields. Control characters are escaped, so that no text from a
-//! peer can forge a line. Deliberately not here: logs of instances (`logs`), and alerts of our own
-//! messages, which need only another `Sink` variant beside these two.
+//! peer can forge a line. Messages are also passed on to whoever keeps them and makes alerts of them
+//! (`forward`). Deliberately not here: logs of instances and what becomes an alert (`logs`).
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -13,9 +13,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use env_logger::{Builder, Target, WriteStyle};
-use log::{Level, LevelFilter};
+use log::{Level, LevelFilter, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::calendar;
@@ -25,9 +27,84 @@ use crate::sys::time::wall_ms;
 pub const LINE_MAX: usize = 4096;
 
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
+/// Fields that no key of a message may replace.
+const RESERVED: [&str; 4] = ["PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE", "AOS_NO_ALERT"];
 const IDENTIFIER: &str = "aos_servicemanager";
 /// Stands where a line was cut.
 const CUT: &str = "…";
+/// Parts that deliver alerts: an alert about their failure would be the next one to fail.
+const NO_ALERTS: [&str; 4] = [
+    concat!(env!("CARGO_CRATE_NAME"), "::cm"),
+    concat!(env!("CARGO_CRATE_NAME"), "::logs"),
+    concat!(env!("CARGO_CRATE_NAME"), "::rpc"),
+    "grpcio",
+];
+
+/// The last words of the process: nobody of it will make an alert of them, but the next life may.
+const PANIC: &str = "panic";
+
+/// Where messages are passed on to, if anywhere.
+static FORWARD: OnceLock<Forward> = OnceLock::new();
+/// Messages that could not be passed on since the last one that was.
+static NOT_FORWARDED: AtomicU64 = AtomicU64::new(0);
+
+struct Forward {
+    level: Level,
+    take: Box<dyn Fn(OwnMessage) -> bool + Send + Sync>,
+}
+
+/// A message of the daemon itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OwnMessage {
+    /// Syslog level.
+    pub priority: u8,
+    pub text: Box<str>,
+    /// It may become an alert.
+    pub is_alert: bool,
+}
+
+/// From now on passes messages of this level and more urgent ones on. `take` is called on whichever
+/// thread logs, must not wait and must not log; false = it has no room, which is counted.
+pub fn forward(level: Level, take: impl Fn(OwnMessage) -> bool + Send + Sync + 'static) {
+    // A second call would be a bug without consequences.
+    let _ = FORWARD.set(Forward { level, take: Box::new(take) });
+}
+
+/// True = the message has been passed on.
+fn pass_on(record: &Record<'_>) -> bool {
+    let forward = FORWARD.get().filter(|forward| record.level() <= forward.level);
+    let Some(forward) = forward.filter(|_| record.target() != PANIC) else { return false };
+    let mut text = record.args().to_string();
+    let lost = NOT_FORWARDED.swap(0, Ordering::Relaxed);
+    if lost > 0 {
+        text = format!("({lost} messages before this were lost) {text}");
+    }
+    cut(&mut text, LINE_MAX);
+    let is_alert = makes_alerts(record.target());
+    let message = OwnMessage { priority: priority(record.level()), text: text.into(), is_alert };
+    let taken = (forward.take)(message);
+    if !taken {
+        NOT_FORWARDED.fetch_add(lost + 1, Ordering::Relaxed);
+    }
+    taken
+}
+
+fn makes_alerts(target: &str) -> bool {
+    let below = |module: &str| {
+        target.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    !NO_ALERTS.into_iter().any(below)
+}
+
+/// As a syslog level.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
 
 /// A word that is no log level.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +139,11 @@ pub fn start(journal: bool) -> io::Result<()> {
         .filter_module("grpcio", LevelFilter::Warn)
         .filter_module("neli", LevelFilter::Warn)
         .write_style(WriteStyle::Never)
-        .format(move |line, record| line.write_all(&form.line(record.level(), record.args())))
+        .format(move |line, record| {
+            // In the journal it must not become an alert again.
+            let is_known = pass_on(record) || !makes_alerts(record.target());
+            line.write_all(&form.line(record.level(), record.args(), is_known))
+        })
         .target(Target::Pipe(Box::new(sink)))
         .try_init()
         .map_err(io::Error::other)?;
@@ -84,7 +165,7 @@ pub fn log_panics() {
             Some(text) => text.as_str(),
             None => payload.downcast_ref::<&str>().copied().unwrap_or("no text"),
         };
-        log::error!("internal error, aborting thread={name} place={place} err={text}");
+        log::error!(target: PANIC, "internal error, aborting thread={name} place={place} err={text}");
     }));
 }
 
@@ -96,13 +177,14 @@ enum Form {
 }
 
 impl Form {
-    fn line(self, level: Level, message: &std::fmt::Arguments<'_>) -> Vec<u8> {
+    /// `is_known`: no alert is to be made of it by whoever reads it.
+    fn line(self, level: Level, message: &std::fmt::Arguments<'_>, is_known: bool) -> Vec<u8> {
         let message = message.to_string();
         // What is longer is cut anyway, and need not be searched for fields.
         let message = &message[..boundary(&message, LINE_MAX)];
         match self {
             Self::Text => text_line(wall_ms(), level, message).into_bytes(),
-            Self::Journal => journal_entry(level, message).into_bytes(),
+            Self::Journal => journal_entry(level, message, is_known).into_bytes(),
         }
     }
 }
@@ -132,21 +214,20 @@ fn text_line(now_ms: i64, level: Level, message: &str) -> String {
 }
 
 /// Fields of the journal's native protocol, one line each.
-fn journal_entry(level: Level, message: &str) -> String {
-    let priority = match level {
-        Level::Error => 3,
-        Level::Warn => 4,
-        Level::Info => 6,
-        Level::Debug | Level::Trace => 7,
-    };
-    let mut entry = format!("PRIORITY={priority}\nSYSLOG_IDENTIFIER={IDENTIFIER}\nMESSAGE=");
+fn journal_entry(level: Level, message: &str, is_known: bool) -> String {
+    let priority = priority(level);
+    let mut entry = format!("PRIORITY={priority}\nSYSLOG_IDENTIFIER={IDENTIFIER}\n");
+    if is_known {
+        entry.push_str("AOS_NO_ALERT=1\n");
+    }
+    entry.push_str("MESSAGE=");
     push_escaped(&mut entry, message);
     cut(&mut entry, LINE_MAX - 1);
     entry.push('\n');
     for (key, value) in split_fields(message).1 {
         let complete = entry.len();
         let name = key.to_ascii_uppercase();
-        if !matches!(name.as_str(), "PRIORITY" | "SYSLOG_IDENTIFIER" | "MESSAGE") {
+        if !RESERVED.contains(&name.as_str()) {
             entry.push_str(&name);
             entry.push('=');
             push_escaped(&mut entry, value);
@@ -260,7 +341,8 @@ impl Sink {
     fn put(&mut self, line: &[u8]) {
         if self.lost > 0 {
             let count = self.lost;
-            let report = self.form.line(Level::Warn, &format_args!("log lines lost count={count}"));
+            let text = format_args!("log lines lost count={count}");
+            let report = self.form.line(Level::Warn, &text, true);
             if self.way.take(&report) {
                 self.lost = 0;
             }
@@ -375,7 +457,9 @@ mod tests {
     #[test]
     fn journal_entries() {
         let check = |level, message: &str, expect: &str| {
-            assert_eq!(journal_entry(level, message), expect, "{message}");
+            assert_eq!(journal_entry(level, message, false), expect, "{message}");
+            let muted = expect.replace("\nMESSAGE=", "\nAOS_NO_ALERT=1\nMESSAGE=");
+            assert_eq!(journal_entry(level, message, true), muted);
         };
         check(
             Level::Error,
@@ -400,7 +484,7 @@ mod tests {
             let line = text_line(0, Level::Info, &message);
             assert!(line.len() <= LINE_MAX && line.len() > LINE_MAX - 4, "{}", line.len());
             assert!(line.ends_with("…\n"));
-            let entry = journal_entry(Level::Info, &message);
+            let entry = journal_entry(Level::Info, &message, false);
             assert!(entry.len() <= LINE_MAX && entry.ends_with("…\n"));
         }
         let fits = "a".repeat(LINE_MAX - text_line(0, Level::Info, "").len() + 2);

@@ -145,6 +145,9 @@ pub trait Images: Send + Sync {
 pub trait Processes: Send + Sync {
     /// Runs a command to its end; at the deadline its process group is killed.
     fn run(&self, command: Command) -> Result<CommandEnd, Failure>;
+    /// Starts a command and does not wait: it ends by itself, when nobody reads its output any more,
+    /// or at its deadline. The end of its output tells that it has ended, or could not be started.
+    fn start(&self, command: Command) -> Result<(), Failure>;
     /// Supervises the init of an instance: its end becomes `Event::Exited`.
     fn watch(&self, watch: Watch) -> Result<(), Failure>;
 }

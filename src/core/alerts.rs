@@ -218,6 +218,11 @@ impl AlertRing {
         self.in_flight = 0;
     }
 
+    /// Some alert that was made of a log line is still here.
+    pub fn has_lines(&self) -> bool {
+        self.ring.iter().any(is_line)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.ring.is_empty()
     }

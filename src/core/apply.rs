@@ -54,6 +54,7 @@ impl State {
             Event::DevicesValidated(faults) => self.devices_validated(now, faults),
             Event::Reload => self.validation_due = true,
             Event::LookAtDisks(paths) => self.disks_asked = Some(paths),
+            Event::AlertPosition(text) => self.alert_position = Some(text),
             Event::ClockChanged => self.stale_goals = true,
             Event::Ping => self.pong_due = true,
             Event::Stop => self.stop(now),

@@ -77,6 +77,10 @@ pub enum Effect {
         /// By us, so that it is no crash.
         was_asked: bool,
     },
+    /// It reached its start limit.
+    ContainerGivenUp {
+        id: InstanceId,
+    },
     Watch(MonitorTarget),
     Unwatch(InstanceId),
     NodeInfo(NodeInfo),

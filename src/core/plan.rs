@@ -53,6 +53,7 @@ impl State {
         self.plan_instances(now, &mut effects);
         self.plan_packages(now, &mut effects);
         self.plan_reports(now, &mut effects);
+        self.plan_alert_position(now);
         if !self.changes.is_empty() {
             effects.insert(0, Effect::Store(std::mem::take(&mut self.changes)));
         }
@@ -544,6 +545,7 @@ impl State {
         instance.verdict = Verdict::Given;
         instance.retry = false;
         instance.give_up = true;
+        effects.push(Effect::ContainerGivenUp { id: id.clone() });
         self.stop_everything(id, effects);
     }
 }

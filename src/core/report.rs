@@ -13,11 +13,14 @@ use crate::document::{NumberUnit, node_config};
 use crate::model::command::CmCommand;
 use crate::model::event::Session;
 use crate::model::status::{CmReport, ErrorInfo, InstanceStatus, NodeConfigStatus, RunState};
+use crate::model::store::Change;
 use crate::ports::Now;
 
 /// A registration gets its full status after so long even if instances are still on their way
 /// (D26).
 const FULL_STATUS_LIMIT: Duration = Duration::from_secs(30);
+/// Shortest time between two positions of the alerts in the store.
+const POSITION_PERIOD: Duration = Duration::from_secs(60);
 /// Shortest time between two delta statuses of one instance (R24).
 const DELTA_PERIOD: Duration = Duration::from_secs(1);
 
@@ -192,6 +195,21 @@ impl State {
         }
         if let Some(at) = self.alerts.next_time() {
             self.wake(at);
+        }
+    }
+
+    /// Stores up to where log lines have become alerts, once all of them have reached the CM: alerts
+    /// live in memory alone, so what is not stored here is read again after a crash.
+    pub(crate) fn plan_alert_position(&mut self, now: Now) {
+        if self.alert_position.is_none() || self.alerts.has_lines() {
+            return;
+        }
+        if now.mono < self.alert_position_due && !self.stopping {
+            return self.wake(self.alert_position_due);
+        }
+        if let Some(text) = self.alert_position.take() {
+            self.alert_position_due = now.mono + POSITION_PERIOD;
+            self.changes.push(Change::SetAlertPosition(text));
         }
     }
 }

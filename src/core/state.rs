@@ -143,6 +143,10 @@ pub struct State {
     pub orphans: BTreeMap<InstanceId, Orphan>,
     pub overrides: Overrides,
     pub alerts: AlertRing,
+    /// Up to where alerts were made of log lines, if that is not stored yet.
+    pub alert_position: Option<Box<str>>,
+    /// When it may be stored next, CLOCK_MONOTONIC.
+    pub(crate) alert_position_due: Duration,
     pub survey: Survey,
     pub tidied: bool,
     /// A run request (or the initial start) has not settled: no delta statuses.
@@ -237,6 +241,8 @@ impl State {
             orphans: BTreeMap::new(),
             overrides: Overrides::new(stored.env_overrides),
             alerts,
+            alert_position: None,
+            alert_position_due: Duration::ZERO,
             survey: Survey::Due,
             tidied: false,
             round: true,

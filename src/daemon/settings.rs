@@ -12,6 +12,7 @@ use crate::document::{self, NumberUnit, node_config};
 use crate::iam;
 use crate::image::ImageSettings;
 use crate::image::download::TimeLimits;
+use crate::logs::alerts::AlertSettings;
 use crate::logs::{self, LogSettings};
 use crate::model::node::NodeConfig;
 use crate::model::status::chain;
@@ -201,6 +202,12 @@ pub(super) fn logs(config: &Config) -> LogSettings {
         max_part_count: logging.max_part_count,
         system_log_files: (!logging.system_log_files.is_empty())
             .then(|| logging.system_log_files.clone()),
+        alerts: AlertSettings {
+            filter: config.journal_alerts.filter.clone(),
+            service_priority: config.journal_alerts.service_alert_priority,
+            system_priority: config.journal_alerts.system_alert_priority,
+            kernel: config.journal_alerts.kernel,
+        },
     }
 }
 

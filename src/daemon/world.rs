@@ -17,7 +17,9 @@ use crate::cm::sender::CmTxCommand;
 use crate::core::{Effect, MonitorTarget, NodeConfigWork, Perform};
 use crate::daemon::deltas::Deltas;
 use crate::event_loop::LoopHandle;
+use crate::logs::alerts::AlertOutput;
 use crate::logs::capture::CaptureCommand;
+use crate::logs::intake::CaptureHandle;
 use crate::logs::serve::{LogCommand, LogOutput};
 use crate::model::command::LogRequest;
 use crate::model::desired::NetworkParams;
@@ -45,6 +47,8 @@ const LOG_PART_LIMIT: Duration = Duration::from_secs(60);
 const STORE_RETRY: Duration = Duration::from_secs(10);
 /// What waits for a place in a queue is offered again after so long.
 const BACKLOG_RETRY: Duration = Duration::from_millis(20);
+/// Beginnings and ends of containers that wait for the thread log-in.
+const MAX_LIVES: usize = 4096;
 /// Rows kept for another try; beyond that the oldest are given up.
 const MAX_UNSAVED: usize = 16 * 1024;
 
@@ -67,7 +71,7 @@ pub(super) struct WorldParts {
     pub(super) cm_rx: InboxSender<CmRxCommand>,
     pub(super) cm_tx: Sender<CmTxCommand>,
     pub(super) monitor: Sender<MonitorCommand>,
-    pub(super) capture: Sender<CaptureCommand>,
+    pub(super) capture: CaptureHandle,
     pub(super) logs: Sender<LogCommand>,
     pub(super) main: LoopHandle,
     pub(super) clock: Arc<dyn Clock>,
@@ -82,6 +86,7 @@ pub(super) struct World {
     iam_backlog: VecDeque<IamCommand>,
     monitor_backlog: VecDeque<MonitorCommand>,
     signal_backlog: VecDeque<(InstanceId, i32)>,
+    capture_backlog: VecDeque<CaptureCommand>,
     networks: Option<Vec<NetworkParams>>,
     pong_due: bool,
     deltas: Deltas,
@@ -92,7 +97,7 @@ pub(super) struct Ends {
     net: NetHandle,
     iam: InboxSender<IamCommand>,
     cm_rx: InboxSender<CmRxCommand>,
-    capture: Sender<CaptureCommand>,
+    capture: CaptureHandle,
 }
 
 impl Ends {
@@ -101,7 +106,7 @@ impl Ends {
     pub(super) fn stop_all(self) {
         let _ = self.cm_rx.send(CmRxCommand::Stop);
         let _ = self.iam.send(IamCommand::Stop);
-        let _ = self.capture.send(CaptureCommand::Stop);
+        self.capture.stop();
         self.net.stop();
     }
 }
@@ -116,6 +121,7 @@ impl World {
             iam_backlog: VecDeque::new(),
             monitor_backlog: VecDeque::new(),
             signal_backlog: VecDeque::new(),
+            capture_backlog: VecDeque::new(),
             networks: None,
             pong_due: false,
             deltas: Deltas::default(),
@@ -161,12 +167,12 @@ impl World {
             }
             Effect::Log(session, request) => self.log(session, request),
             Effect::ContainerStarted { id, pid } => {
-                // Lost marks only make the window of a crash log less exact.
-                let _ = parts.capture.try_send(CaptureCommand::Started { id, pid });
+                self.note_life(CaptureCommand::Started { id, pid });
             }
             Effect::ContainerEnded { id, exit, was_asked } => {
-                let _ = parts.capture.try_send(CaptureCommand::Exited { id, exit, was_asked });
+                self.note_life(CaptureCommand::Exited { id, exit, was_asked });
             }
+            Effect::ContainerGivenUp { id } => self.note_life(CaptureCommand::GivenUp { id }),
             Effect::Watch(target) => {
                 let target = Box::new(self.target(target));
                 self.monitor_backlog.push_back(MonitorCommand::Watch(target));
@@ -221,6 +227,14 @@ impl World {
         Alert { time_ms: self.parts.clock.now().wall_ms, payload }
     }
 
+    /// Lost marks only make crash logs less exact, so a thread that hangs may cost the oldest ones.
+    fn note_life(&mut self, command: CaptureCommand) {
+        if self.capture_backlog.len() >= MAX_LIVES {
+            self.capture_backlog.pop_front();
+        }
+        self.capture_backlog.push_back(command);
+    }
+
     /// Hands on what waits for a place. Core asks once per instance, so that each backlog is bounded
     /// by their number.
     fn flush(&mut self) {
@@ -240,6 +254,7 @@ impl World {
         offer(&mut self.monitor_backlog, |command| {
             parts.monitor.try_send(command).err().map(|e| e.into_inner())
         });
+        offer(&mut self.capture_backlog, |command| parts.capture.try_send(command));
         offer(&mut self.signal_backlog, |(id, signal)| {
             (!parts.main.try_signal(&id, signal)).then_some((id, signal))
         });
@@ -252,6 +267,7 @@ impl World {
             || !self.iam_backlog.is_empty()
             || !self.monitor_backlog.is_empty()
             || !self.signal_backlog.is_empty()
+            || !self.capture_backlog.is_empty()
     }
 
     fn report(&mut self, session: Session, mut report: CmReport) {
@@ -451,6 +467,28 @@ impl MonitorOutput for MonitorOut {
 
     fn look_at(&self, paths: Vec<PathBuf>) {
         let _ = self.events.send(Event::LookAtDisks(paths));
+    }
+}
+
+/// Where alerts of log lines go.
+pub(super) struct AlertOut {
+    events: Sender<Event>,
+}
+
+impl AlertOut {
+    pub(super) fn new(events: Sender<Event>) -> Self {
+        Self { events }
+    }
+}
+
+impl AlertOutput for AlertOut {
+    fn alert(&self, alert: Alert) {
+        // Core has gone at the end of the daemon: the position tells the next life where to begin.
+        let _ = self.events.send(Event::Alert(alert));
+    }
+
+    fn position(&self, text: Box<str>) {
+        let _ = self.events.send(Event::AlertPosition(text));
     }
 }
 

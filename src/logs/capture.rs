@@ -1,8 +1,8 @@
 //! Moves the output of containers from their spools into bounded segments on disk.
 //!
-//! Thread `log-in` owns spools (the reading side) and segments. In: [`CaptureCommand`], at most
-//! `INBOX` waiting, and one timer while there are spools: half a second, less when one fills up,
-//! more when all are quiet. Out: files only. The position up to which a spool is stored stands in
+//! Thread `log-in` owns spools (the reading side) and segments. In: [`CaptureCommand`], through
+//! `intake`, and one timer while there are spools: half a second, less when one fills up, more when
+//! all are quiet. Out: files, and what becomes alerts. The position up to which a spool is stored stands in
 //! the same record as the lines, so a crash between two steps neither loses nor doubles a line.
 //! A store that cannot be written costs lines, counted, and never a container.
 
@@ -11,20 +11,20 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
-
+use crate::logs::alerts::{self, AlertOutput, Alerts};
 use crate::logs::drain::{Entry, Work};
 use crate::logs::ident::StoredIdent;
+use crate::logs::journal::{self, Life};
 use crate::logs::record::{FAILURE, Kind, gap_priority};
 use crate::logs::spool::{self, Spool};
-use crate::logs::{Error, LogSettings, OWN_STORE, ids_below, spool_dir, spool_root, store_root};
+use crate::logs::{
+    Error, LogSettings, OWN_STORE, ids_below, spool_dir, spool_root, store_root, unit,
+};
 use crate::model::event::Exit;
 use crate::model::id::{InstanceId, InstanceIdent};
 use crate::model::status::chain;
-use crate::ports::{Clock, Now};
+use crate::ports::Now;
 
-/// Capacity of the inbox of the thread.
-pub const INBOX: usize = 256;
 /// What one spool may move in one turn, so that a noisy instance delays no other.
 const TURN_BYTES: usize = 256 * 1024;
 const PAUSE: Duration = Duration::from_millis(500);
@@ -35,6 +35,8 @@ const PAUSE_QUIET: Duration = Duration::from_secs(2);
 const QUIET_AFTER: Duration = Duration::from_secs(60);
 /// How often logs of removed instances are looked at.
 const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
+/// Level of our own messages that become alerts, and of more urgent ones.
+const OWN_ALERT: u8 = 3;
 
 /// Inbox of the thread.
 #[derive(Clone, PartialEq, Debug)]
@@ -46,6 +48,8 @@ pub enum CaptureCommand {
         ident: InstanceIdent,
         version: Arc<str>,
         spool: Option<u64>,
+        /// Before this it has not written anything.
+        at: Now,
     },
     /// Its container runs.
     Started {
@@ -58,44 +62,34 @@ pub enum CaptureCommand {
         exit: Exit,
         was_asked: bool,
     },
+    /// It has reached its start limit.
+    GivenUp {
+        id: InstanceId,
+    },
     /// It is gone: drain the rest, release the spool, begin the retention. An unknown id is fine.
     /// `until` = newest generation of its spool then: a newer one belongs to another start.
     Close {
         id: InstanceId,
         until: u64,
     },
-    /// A line of the daemon's own log, for the system log without a journal.
+    /// A line of the daemon's own log, for the system log without a journal; `is_alert` = it may
+    /// become one.
     Own {
         priority: u8,
         text: Box<str>,
+        is_alert: bool,
     },
     Stop,
 }
 
-/// Body of the thread; returns on `Stop` or when all senders are gone, after a last turn.
-pub fn run(settings: &LogSettings, inbox: &Receiver<CaptureCommand>, clock: &dyn Clock) {
-    let mut capture = Capture::new(settings, clock.now());
-    loop {
-        let received = match capture.pause(clock.now()) {
-            Some(pause) => inbox.recv_timeout(pause),
-            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        match received {
-            Err(RecvTimeoutError::Disconnected) | Ok(CaptureCommand::Stop) => break,
-            Ok(command) => capture.apply(command, clock.now()),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        capture.tick_if_due(clock.now());
-    }
-    capture.finish(clock.now());
-}
-
 /// State of the thread.
 #[derive(Debug)]
-struct Capture<'a> {
+pub(crate) struct Capture<'a> {
     settings: &'a LogSettings,
     entries: BTreeMap<InstanceId, Entry>,
-    work: Work,
+    pub(crate) work: Work<'a>,
+    /// Instances started now write to the journal.
+    pub(crate) uses_journal: bool,
     next_tick: Duration,
     next_sync: Duration,
     next_sweep: Duration,
@@ -104,11 +98,12 @@ struct Capture<'a> {
 }
 
 impl<'a> Capture<'a> {
-    fn new(settings: &'a LogSettings, now: Now) -> Self {
+    pub(crate) fn new(settings: &'a LogSettings, output: &'a dyn AlertOutput, now: Now) -> Self {
         let mut capture = Self {
             settings,
             entries: BTreeMap::new(),
-            work: Work::new(),
+            work: Work::new(Alerts::new(&settings.alerts, output)),
+            uses_journal: journal::is_used(settings),
             next_tick: now.mono,
             next_sync: now.mono + settings.sync_period,
             next_sweep: now.mono,
@@ -148,24 +143,44 @@ impl<'a> Capture<'a> {
         }
     }
 
-    fn apply(&mut self, command: CaptureCommand, now: Now) {
+    pub(crate) fn apply(&mut self, command: CaptureCommand, now: Now) {
         match command {
-            CaptureCommand::Open { id, ident, version, spool } => {
-                self.open(&id, &StoredIdent::new(&ident, &version), spool);
+            CaptureCommand::Open { id, ident, version, spool, at } => {
+                self.open(&id, StoredIdent::new(&ident, &version), spool);
+                let text = format!("starting version={version}");
+                self.mark(&id, Kind::Started, 0, &text, at);
+                self.uses_journal |= spool.is_none();
                 self.active_at = now.mono;
                 self.next_tick = self.next_tick.min(now.mono + PAUSE);
             }
             CaptureCommand::Started { id, pid } => {
-                let text = format!("started pid={pid}");
-                self.mark(&id, Kind::Started, 0, &text, now);
+                log::debug!("container runs instance={id} pid={pid}");
+                self.announce(&id, Life::Started, &[(6, format!("Started {}.", unit(&id)))], now);
             }
             CaptureCommand::Exited { id, exit, was_asked } => {
                 self.drain(&id, usize::MAX, true, now);
                 let flags = if was_asked || exit == Exit::Code(0) { 0 } else { FAILURE };
                 self.mark(&id, Kind::Exited, flags, &exit.to_string(), now);
+                let texts = alerts::end_of(&unit(&id), exit);
+                let is_alert = !was_asked;
+                self.tell(&id, Life::Exited(exit), &texts);
+                if is_alert {
+                    self.alert(&id, &texts, now);
+                }
+            }
+            CaptureCommand::GivenUp { id } => {
+                self.mark(&id, Kind::GivenUp, 0, "start limit reached", now);
+                self.announce(&id, Life::GivenUp, &alerts::given_up(&unit(&id)), now);
             }
             CaptureCommand::Close { id, until } => self.close(&id, until, now),
-            CaptureCommand::Own { priority, text } => self.own(priority, &text, now),
+            CaptureCommand::Own { priority, text, is_alert } => {
+                if is_alert && priority <= OWN_ALERT {
+                    self.work.alerts.core(OWN_STORE, text.as_bytes(), now.wall_ms, now);
+                }
+                if !self.uses_journal {
+                    self.own(priority, &text, now);
+                }
+            }
             // The loop of the thread ends before this.
             CaptureCommand::Stop => {}
         }
@@ -180,13 +195,14 @@ impl<'a> Capture<'a> {
         entry.keep_bound(self.settings);
     }
 
-    fn open(&mut self, id: &InstanceId, stored: &StoredIdent, generation: Option<u64>) {
+    fn open(&mut self, id: &InstanceId, stored: StoredIdent, generation: Option<u64>) {
         let (settings, boot) = (self.settings, self.work.boot);
         let entry = self.entry(id);
         (entry.removed_ms, entry.is_closing) = (None, false);
         if let Err(err) = stored.write(&entry.dir) {
             log::warn!("log identity not written instance={id} err={err}");
         }
+        entry.stored = Some(stored);
         let Some(generation) = generation else { return };
         let result = match &mut entry.spool {
             Some(spool) => spool
@@ -225,7 +241,7 @@ impl<'a> Capture<'a> {
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.is_closing = true;
         entry.removed_ms = Some(now.wall_ms);
-        if let Some(mut stored) = StoredIdent::read(&entry.dir) {
+        if let Some(stored) = &mut entry.stored {
             stored.removed_ms = entry.removed_ms;
             if let Err(err) = stored.write(&entry.dir) {
                 log::warn!("log identity not written instance={id} err={err}");
@@ -236,14 +252,52 @@ impl<'a> Capture<'a> {
         entry.release(id);
     }
 
+    /// Tells the journal, where that is what instances write to, and makes alerts.
+    fn announce(&mut self, id: &InstanceId, life: Life, texts: &[(u8, String)], now: Now) {
+        self.tell(id, life, texts);
+        self.alert(id, texts, now);
+    }
+
+    fn tell(&self, id: &InstanceId, life: Life, texts: &[(u8, String)]) {
+        let has_spool = self.entries.get(id).is_some_and(|entry| entry.spool.is_some());
+        if self.uses_journal && !has_spool {
+            for (level, text) in texts {
+                journal::tell(self.settings, id, life, *level, text);
+            }
+        }
+    }
+
+    fn alert(&mut self, id: &InstanceId, texts: &[(u8, String)], now: Now) {
+        let Some(who) = self.entries.get(id).and_then(|entry| entry.stored.as_ref()) else {
+            return;
+        };
+        let limit = self.settings.alerts.service_priority;
+        for (_, text) in texts.iter().filter(|(level, _)| *level <= limit) {
+            self.work.alerts.instance((id, who), text.as_bytes(), now.wall_ms, now);
+        }
+    }
+
+    /// Something has written this about an instance; one that nobody can ask for is left out.
+    pub(crate) fn instance_alert(&mut self, id: &InstanceId, text: &[u8], time_ms: i64, now: Now) {
+        match self.entries.get(id).and_then(|entry| entry.stored.as_ref()) {
+            Some(who) => self.work.alerts.instance((id, who), text, time_ms, now),
+            None => log::debug!("message of an unknown instance instance={id}"),
+        }
+    }
+
+    pub(crate) fn knows(&self, id: &InstanceId) -> bool {
+        self.entries.contains_key(id)
+    }
+
     /// How long to wait; `None` = until there is a message.
-    fn pause(&self, now: Now) -> Option<Duration> {
+    pub(crate) fn pause(&self, now: Now) -> Option<Duration> {
         let any = |test: fn(&Entry) -> bool| self.entries.values().any(test);
         let is_dirty = self.syncs() && any(|entry| entry.segments.is_dirty());
         let deadlines = [
             any(|entry| entry.spool.is_some()).then_some(self.next_tick),
             is_dirty.then_some(self.next_sync),
             any(|entry| entry.removed_ms.is_some()).then_some(self.next_sweep),
+            self.work.alerts.next_report(),
         ];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_sub(now.mono))
@@ -253,7 +307,9 @@ impl<'a> Capture<'a> {
         !self.settings.sync_period.is_zero()
     }
 
-    fn tick_if_due(&mut self, now: Now) {
+    pub(crate) fn tick_if_due(&mut self, now: Now) {
+        let entries = &self.entries;
+        self.work.alerts.report(now, |id| entries.get(id)?.stored.as_ref());
         if self.next_tick <= now.mono {
             self.tick(now);
         }
@@ -361,7 +417,7 @@ impl<'a> Capture<'a> {
     /// A last turn; the spools stay for the next life of the daemon.
     /// A child of the daemon that has just been made holds all descriptors until it executes its
     /// program, so a spool can be in use at `Close`; now there are no such children any more.
-    fn finish(&mut self, now: Now) {
+    pub(crate) fn finish(&mut self, now: Now) {
         self.tick(now);
         self.entries.values_mut().for_each(Entry::sync);
     }

@@ -8,11 +8,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::logs::alerts::Alerts;
 use crate::logs::ident::StoredIdent;
 use crate::logs::record::{Batch, Cut, Kind, Position, Stamp, gap_priority};
 use crate::logs::segment::{SEGMENT_BYTES, Segments};
 use crate::logs::spool::{Chunk, Spool};
-use crate::logs::{Error, LogSettings, spool_dir, store_dir};
+use crate::logs::{Error, LogSettings, id_bytes, spool_dir, store_dir};
 use crate::model::id::InstanceId;
 use crate::model::status::chain;
 use crate::ports::Now;
@@ -20,6 +21,9 @@ use crate::sys::process::boot_id;
 
 /// Period of the limits `rate_lines` and `rate_bytes`.
 pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(30);
+/// What an instance has not used is kept for so many periods: a start or an incident may be loud for
+/// a minute, while what wears the disk is the average.
+pub(crate) const BURST_PERIODS: u32 = 12;
 /// How long nothing is written after the store could not be written.
 const STORE_RETRY: Duration = Duration::from_secs(60);
 /// The smallest store of one instance.
@@ -29,6 +33,9 @@ pub(crate) const LEAST_SEGMENTS: u64 = 2;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) dir: PathBuf,
+    pub(crate) id: InstanceId,
+    /// Whose it is; `None` = nobody can ask for it.
+    pub(crate) stored: Option<StoredIdent>,
     pub(crate) segments: Segments,
     pub(crate) spool: Option<Spool>,
     position: Position,
@@ -49,12 +56,13 @@ struct Lost {
     reason: &'static str,
 }
 
-/// What all instances share: buffers and the state of the disk.
+/// What all instances share: buffers, the state of the disk, the way of alerts.
 #[derive(Debug)]
-pub(crate) struct Work {
+pub(crate) struct Work<'a> {
     pub(crate) boot: [u8; 16],
     buffer: Vec<u8>,
     pub(crate) batch: Batch,
+    pub(crate) alerts: Alerts<'a>,
     /// Nothing is written before this.
     broken_until: Duration,
 }
@@ -63,10 +71,13 @@ impl Entry {
     /// Takes up what is on disk of the instance.
     pub(crate) fn find(settings: &LogSettings, id: &InstanceId) -> Self {
         let dir = store_dir(settings, id);
+        let stored = StoredIdent::read(&dir);
         Self {
             segments: Segments::find(&dir),
-            removed_ms: StoredIdent::read(&dir).and_then(|stored| stored.removed_ms),
+            removed_ms: stored.as_ref().and_then(|stored| stored.removed_ms),
             dir,
+            id: id.clone(),
+            stored,
             spool: None,
             position: Position::default(),
             budget: Budget::default(),
@@ -78,7 +89,7 @@ impl Entry {
 
     /// Nobody can ask for it: the daemon died between the spool and the identity of a start.
     pub(crate) fn is_orphan(&self) -> bool {
-        self.spool.is_none() && StoredIdent::read(&self.dir).is_none()
+        self.spool.is_none() && self.stored.is_none()
     }
 
     /// Opens the spool at the position up to which it is stored.
@@ -131,9 +142,15 @@ impl Entry {
     }
 }
 
-impl Work {
-    pub(crate) fn new() -> Self {
-        Self { boot: boot(), buffer: Vec::new(), batch: Batch::new(), broken_until: Duration::ZERO }
+impl<'a> Work<'a> {
+    pub(crate) fn new(alerts: Alerts<'a>) -> Self {
+        Self {
+            boot: boot(),
+            buffer: Vec::new(),
+            batch: Batch::new(),
+            alerts,
+            broken_until: Duration::ZERO,
+        }
     }
 
     /// Stores what waits in the spool of `entry`, until about `limit` bytes are moved.
@@ -209,6 +226,11 @@ impl Work {
                 continue;
             }
             self.batch.line(priority, text);
+            if priority <= self.alerts.settings.system_priority
+                && let Some(who) = &entry.stored
+            {
+                self.alerts.instance((&entry.id, who), text, now.wall_ms, now);
+            }
             if self.batch.is_full() {
                 entry.position = after(cut.consumed());
                 self.write(entry, Kind::Lines, 0, now);
@@ -268,7 +290,7 @@ impl Lost {
     }
 }
 
-/// Token bucket for lines and bytes; one line costs one millisecond of the period's worth.
+/// Token bucket for lines and bytes; one costs one millisecond of the period's worth.
 #[derive(Clone, Copy, Debug, Default)]
 struct Budget {
     /// Lines and bytes that may still be stored, each times the milliseconds of `RATE_PERIOD`.
@@ -280,11 +302,11 @@ struct Budget {
 
 impl Budget {
     fn refill(&mut self, settings: &LogSettings, now: Duration) {
-        let period = RATE_PERIOD.as_millis();
-        let elapsed = self.at.map_or(period, |at| now.saturating_sub(at).as_millis());
+        let full = RATE_PERIOD.as_millis() * u128::from(BURST_PERIODS);
+        let elapsed = self.at.map_or(full, |at| now.saturating_sub(at).as_millis());
         let filled = |old: u128, rate: u64| {
             let rate = u128::from(rate);
-            old.saturating_add(elapsed.saturating_mul(rate)).min(rate * period)
+            old.saturating_add(elapsed.saturating_mul(rate)).min(rate * full)
         };
         self.lines = filled(self.lines, settings.rate_lines);
         self.bytes = filled(self.bytes, settings.rate_bytes);
@@ -305,13 +327,7 @@ impl Budget {
 
 /// Id of this boot; all zero when the kernel does not tell.
 fn boot() -> [u8; 16] {
-    let text = boot_id().unwrap_or_default();
-    let digits: Vec<u8> =
-        text.chars().filter_map(|c| c.to_digit(16)).filter_map(|d| u8::try_from(d).ok()).collect();
-    std::array::from_fn(|index| match digits.get(2 * index..2 * index + 2) {
-        Some([high, low]) => high << 4 | low,
-        _ => 0,
-    })
+    id_bytes(&boot_id().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -336,14 +352,18 @@ mod tests {
             budget.refill(&settings, Duration::from_millis(ms));
             assert_eq!(budget.take(bytes), expect, "at {ms}");
         };
-        check(5000, 10, true);
-        check(5000, 21, false); // 20 bytes are left
+        check(5000, 340, true);
+        check(5000, 21, false); // 20 bytes are left of 12 times 30
         check(5000, 20, true);
         check(5999, 1, false);
         check(6000, 1, true);
-        check(6000, 0, false); // lines are used up as well
-        check(100_000, 31, false);
-        check(100_000, 30, true);
+        for _ in 0..33 {
+            check(6000, 0, true);
+        }
+        check(6000, 0, false); // 12 times 3 lines are used up as well
+        check(16_000, 0, true);
+        check(1_000_000, 361, false);
+        check(1_000_000, 360, true);
     }
 
     #[test]

@@ -1,16 +1,19 @@
-//! The journal, read by `journalctl` for one request.
+//! The journal: read by `journalctl` for one request, and told about the lives of instances.
 //!
-//! Thread `log-out`; the child is made by the process manager and writes to an unlinked file, so
-//! that the journal is never mapped into the daemon. Following the journal for alerts is not here.
+//! Requests run on thread `log-out`; the child is made by the process manager and writes to an
+//! unlinked file, so that the journal is never mapped into the daemon. Entries about the lives of
+//! instances are datagrams, sent by the exec threads and `log-in` without waiting. Following the
+//! journal for alerts is in `follow`.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read, Seek};
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Seek};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use crate::logs::archive::unlinked;
+use crate::logs::export::{Entry, Parser};
 use crate::logs::serve::Range;
-use crate::logs::{Error, LogSettings, unit};
+use crate::logs::{Backend, Error, LogSettings, unit};
 use crate::model::event::Exit;
 use crate::model::id::InstanceId;
 use crate::ports::{Command, Processes};
@@ -19,10 +22,26 @@ use crate::ports::{Command, Processes};
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Newest entries that one request reads.
 const MAX_ENTRIES: u32 = 100_000;
-/// Longest value that is kept of a field; the rest is left out.
-const FIELD_MAX: u64 = 64 * 1024;
-/// Longest name of a field.
-const NAME_MAX: u64 = 64;
+/// The last microsecond of the year 9999.
+const LATEST_US: i64 = 253_402_300_799_999_999;
+/// Bytes that are parsed at a time.
+const PIECE_BYTES: usize = 64 * 1024;
+/// Fields of an answer.
+const FIELDS: &str = "MESSAGE,_SYSTEMD_UNIT,SYSLOG_IDENTIFIER,_TRANSPORT";
+
+/// journald takes connections.
+pub(crate) fn is_there(settings: &LogSettings) -> bool {
+    UnixStream::connect(settings.journal_dir.join("stdout")).is_ok()
+}
+
+/// Instances started now write to the journal.
+pub(crate) fn is_used(settings: &LogSettings) -> bool {
+    match settings.backend {
+        Backend::Journal => true,
+        Backend::Store => false,
+        Backend::Auto => is_there(settings),
+    }
+}
 
 /// Reads the journal.
 pub(crate) struct Journal<'a> {
@@ -30,31 +49,18 @@ pub(crate) struct Journal<'a> {
     processes: &'a dyn Processes,
 }
 
-/// One entry.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Entry {
-    pub(crate) real_us: i64,
-    /// Empty for messages of the kernel.
-    pub(crate) unit: String,
-    pub(crate) message: Vec<u8>,
-}
-
 impl<'a> Journal<'a> {
     pub(crate) fn new(settings: &'a LogSettings, processes: &'a dyn Processes) -> Self {
         Self { settings, processes }
     }
 
-    /// journald takes connections.
-    pub(crate) fn is_there(&self) -> bool {
-        UnixStream::connect(self.settings.journal_dir.join("stdout")).is_ok()
-    }
-
-    /// Calls `each` with the entries of the range that match, oldest first.
+    /// Calls `each` with the entries of the range that match, oldest first, without those that have
+    /// no message.
     pub(crate) fn read(
         &self,
         range: Range,
         matches: &[String],
-        mut each: impl FnMut(&Entry) -> Result<(), Error>,
+        mut each: impl FnMut(&Entry, &[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let dir = &self.settings.working_dir;
         let failed = |source| Error::Spill { path: dir.clone(), source };
@@ -71,23 +77,28 @@ impl<'a> Journal<'a> {
             return Err(Error::Journalctl { reason: end.exit.to_string() });
         }
         file.rewind().map_err(failed)?;
-        let mut entries = Export(BufReader::new(file));
-        while let Some(entry) = entries.next().map_err(failed)? {
-            each(&entry)?;
+        let mut parser = Parser::new();
+        let mut each = |entry: Entry| match &entry.message {
+            Some(message) => each(&entry, message),
+            None => Ok(()),
+        };
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let length = file.read(&mut piece).map_err(failed)?;
+            if length == 0 {
+                break;
+            }
+            parser.feed(&piece[..length], &mut each)?;
         }
-        Ok(())
+        if parser.is_broken() {
+            return Err(Error::Journalctl { reason: "its output ends in the middle".to_owned() });
+        }
+        parser.end().map_or(Ok(()), each)
     }
 
     fn argv(&self, range: Range, matches: &[String]) -> Vec<OsString> {
-        let mut argv: Vec<String> =
-            ["journalctl", "--output=export", "--no-pager", "--quiet"].map(str::to_owned).into();
-        argv.push("--output-fields=MESSAGE,_SYSTEMD_UNIT".to_owned());
+        let mut argv = journalctl(self.settings, FIELDS);
         argv.push(format!("--lines={MAX_ENTRIES}"));
-        let name = self.settings.journal_dir.file_name().and_then(|name| name.to_str());
-        if let Some(namespace) = name.and_then(|name| name.strip_prefix("journal.")) {
-            argv.push(format!("--namespace={namespace}"));
-        }
-        let at = |us: i64| format!("@{}.{:06}", us.div_euclid(1_000_000), us.rem_euclid(1_000_000));
         argv.extend(range.from_us.map(|us| format!("--since={}", at(us))));
         argv.extend(range.till_us.map(|us| format!("--until={}", at(us))));
         argv.extend(matches.iter().cloned());
@@ -95,8 +106,26 @@ impl<'a> Journal<'a> {
     }
 }
 
-/// Alternatives that select the lines of these instances.
-pub(crate) fn matches(settings: &LogSettings, ids: &[InstanceId]) -> Vec<String> {
+/// The beginning of every command line.
+pub(crate) fn journalctl(settings: &LogSettings, fields: &str) -> Vec<String> {
+    let mut argv: Vec<String> =
+        ["journalctl", "--output=export", "--no-pager", "--quiet"].map(str::to_owned).into();
+    argv.push(format!("--output-fields={fields}"));
+    let name = settings.journal_dir.file_name().and_then(|name| name.to_str());
+    if let Some(namespace) = name.and_then(|name| name.strip_prefix("journal.")) {
+        argv.push(format!("--namespace={namespace}"));
+    }
+    argv
+}
+
+/// A time as `--since` takes it: one before 1970 is the beginning, one after 9999 the end.
+pub(crate) fn at(us: i64) -> String {
+    let us = us.clamp(0, LATEST_US);
+    format!("@{}.{:06}", us / 1_000_000, us % 1_000_000)
+}
+
+/// Alternatives that select the lines of these instances, each with `more` fields.
+pub(crate) fn matches(settings: &LogSettings, ids: &[InstanceId], more: &[String]) -> Vec<String> {
     let parent = format!("/{}", settings.cgroup_parent.trim_matches('/'));
     let mut matches = Vec::new();
     for id in ids {
@@ -104,126 +133,63 @@ pub(crate) fn matches(settings: &LogSettings, ids: &[InstanceId]) -> Vec<String>
         for alternative in [
             vec![format!("_SYSTEMD_UNIT={unit}")],
             vec![format!("_SYSTEMD_CGROUP={parent}/{unit}")],
+            vec![format!("_SYSTEMD_CGROUP={parent}/{id}")],
             vec!["_TRANSPORT=stdout".to_owned(), format!("SYSLOG_IDENTIFIER={id}")],
         ] {
             if !matches.is_empty() {
                 matches.push("+".to_owned());
             }
             matches.extend(alternative);
+            matches.extend(more.iter().cloned());
         }
     }
     matches
 }
 
-/// The export format: fields, an empty line after each entry.
-struct Export<R>(R);
+/// What of an instance's life an entry tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Life {
+    /// Its container is about to be made: output comes after this.
+    Starting,
+    Started,
+    Exited(Exit),
+    GivenUp,
+}
 
-impl<R: BufRead> Export<R> {
-    /// The next entry that has a message.
-    fn next(&mut self) -> io::Result<Option<Entry>> {
-        let mut entry = Entry::default();
-        let mut has_message = false;
-        loop {
-            let mut line = Vec::new();
-            if self.limited_line(&mut line)? == 0 {
-                return Ok(has_message.then_some(entry));
-            }
-            if line == b"\n" {
-                if has_message {
-                    return Ok(Some(entry));
-                }
-                entry = Entry::default();
-                continue;
-            }
-            let line = line.trim_suffix_newline();
-            let (name, value) = match line.iter().position(|byte| *byte == b'=') {
-                Some(at) => (&line[..at], line[at + 1..].to_vec()),
-                None => (line, self.binary()?),
-            };
-            match name {
-                b"__REALTIME_TIMESTAMP" => {
-                    let text = String::from_utf8_lossy(&value);
-                    entry.real_us = text.parse().unwrap_or(0);
-                }
-                b"_SYSTEMD_UNIT" => entry.unit = String::from_utf8_lossy(&value).into_owned(),
-                b"MESSAGE" => {
-                    entry.message = value;
-                    has_message = true;
-                }
-                _ => {}
-            }
+impl Life {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "start",
+            Self::Started => "started",
+            Self::Exited(_) => "exit",
+            Self::GivenUp => "give-up",
         }
-    }
-
-    /// A line with its newline; of a longer one the beginning.
-    fn limited_line(&mut self, line: &mut Vec<u8>) -> io::Result<usize> {
-        let length = self.0.by_ref().take(FIELD_MAX + NAME_MAX).read_until(b'\n', line)?;
-        if length > 0 && line.last() != Some(&b'\n') {
-            self.0.skip_until(b'\n')?;
-        }
-        Ok(length)
-    }
-
-    /// A value with its length in front and a newline behind.
-    fn binary(&mut self) -> io::Result<Vec<u8>> {
-        let mut length = [0; 8];
-        self.0.read_exact(&mut length)?;
-        let length = u64::from_le_bytes(length);
-        let mut value = Vec::new();
-        self.0.by_ref().take(length.min(FIELD_MAX)).read_to_end(&mut value)?;
-        let rest = length.saturating_sub(FIELD_MAX).saturating_add(1);
-        io::copy(&mut self.0.by_ref().take(rest), &mut io::sink())?;
-        Ok(value)
     }
 }
 
-trait TrimNewline {
-    fn trim_suffix_newline(&self) -> &[u8];
-}
-
-impl TrimNewline for Vec<u8> {
-    fn trim_suffix_newline(&self) -> &[u8] {
-        self.strip_suffix(b"\n").unwrap_or(self)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entries(text: &[u8]) -> Vec<(i64, String, Vec<u8>)> {
-        let mut export = Export(BufReader::new(text));
-        let mut found = Vec::new();
-        while let Some(entry) = export.next().unwrap() {
-            found.push((entry.real_us, entry.unit, entry.message));
+/// Writes an entry about an instance; never waits, and nothing depends on it. Alerts are made
+/// directly, not of this.
+pub(crate) fn tell(settings: &LogSettings, id: &InstanceId, life: Life, level: u8, text: &str) {
+    let mut entry = format!(
+        "MESSAGE={text}\nPRIORITY={level}\nSYSLOG_IDENTIFIER=aos_servicemanager\nUNIT={}\n\
+         AOS_INSTANCE_ID={id}\nAOS_EVENT={}\nAOS_NO_ALERT=1\n",
+        unit(id),
+        life.name(),
+    );
+    match life {
+        Life::Exited(Exit::Code(code)) => entry.push_str(&format!("AOS_EXIT_CODE={code}\n")),
+        Life::Exited(Exit::Signal(signal)) => {
+            entry.push_str(&format!("AOS_EXIT_SIGNAL={signal}\n"));
         }
-        found
+        Life::Exited(Exit::OutOfMemory) => entry.push_str("AOS_EXIT_SIGNAL=9\n"),
+        _ => {}
     }
-
-    #[test]
-    fn export_format() {
-        let mut text = b"__CURSOR=s=1\n__REALTIME_TIMESTAMP=1700000000123456\nMESSAGE=a=b\n\
-            _SYSTEMD_UNIT=x.service\n\n__REALTIME_TIMESTAMP=5\nPRIORITY=6\n\n\
-            __REALTIME_TIMESTAMP=7\nMESSAGE\n"
-            .to_vec();
-        text.extend_from_slice(&4_u64.to_le_bytes());
-        text.extend_from_slice(b"a\n\xff=\n\n__REALTIME_TIMESTAMP=8\nMESSAGE\n");
-        let big = usize::try_from(FIELD_MAX).unwrap() + 10;
-        text.extend_from_slice(&u64::try_from(big).unwrap().to_le_bytes());
-        text.extend_from_slice(&vec![b'x'; big]);
-        text.extend_from_slice(b"\n\n__REALTIME_TIMESTAMP=9\nMESSAGE=last\n");
-        let found = entries(&text);
-        assert_eq!(found[0], (1_700_000_000_123_456, "x.service".to_owned(), b"a=b".to_vec()));
-        // The entry without a message is skipped.
-        assert_eq!(found[1], (7, String::new(), b"a\n\xff=".to_vec()));
-        assert_eq!((found[2].0, found[2].2.len()), (8, big - 10));
-        assert_eq!(found[3], (9, String::new(), b"last".to_vec()));
-        assert_eq!(found.len(), 4);
-        assert!(entries(b"").is_empty());
-    }
-
-    #[test]
-    fn broken_export_is_an_error() {
-        assert!(Export(BufReader::new(b"MESSAGE\n\x05\0\0".as_slice())).next().is_err());
+    let path = settings.journal_dir.join("socket");
+    let sent = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.send_to(entry.as_bytes(), &path)
+    });
+    if let Err(err) = sent {
+        log::debug!("journal not told about an instance instance={id} err={err}");
     }
 }

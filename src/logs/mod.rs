@@ -1,18 +1,23 @@
 //! Output of instances: caught without the daemon's help, kept bounded, delivered on request.
 //!
 //! A container writes either to journald or to a spool of its own, a file on a small tmpfs
-//! (`sink`, on the exec threads). The thread `log-in` (`capture`) moves spools into segments on
-//! disk (`segment`, `record`); the thread `log-out` (`serve`) answers log requests from there, from
-//! system log files or from the journal. The two share nothing but the files: a reader needs no
-//! help of the writer. Not here yet: alerts from log lines and from
-//! the kernel.
+//! (`sink`, on the exec threads). The thread `log-in` (`intake`, `capture`) moves spools into
+//! segments on disk (`segment`, `record`) and makes alerts (`alerts`) of what instances, journal
+//! (`follow`), kernel (`kmsg`) and the daemon itself say; the thread `log-out` (`serve`) answers log
+//! requests from the segments, from system log files or from the journal. The two share nothing but
+//! the files: a reader needs no help of the writer.
 
+pub mod alerts;
 mod archive;
 pub mod capture;
 mod drain;
+mod export;
+mod follow;
 mod ident;
+pub mod intake;
 mod journal;
 mod kmsg;
+mod position;
 mod reader;
 mod record;
 mod segment;
@@ -20,11 +25,15 @@ pub mod serve;
 pub mod sink;
 mod spool;
 mod system;
+#[cfg(test)]
+mod testing;
+mod throttle;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::logs::alerts::AlertSettings;
 use crate::model::id::InstanceId;
 
 /// Configuration of everything in this module; sizes in bytes.
@@ -50,9 +59,10 @@ pub struct LogSettings {
     pub retention: Duration,
     /// How often a dirty segment is flushed; zero = only at the end of a segment.
     pub sync_period: Duration,
-    /// Lines that one instance may write in `drain::RATE_PERIOD`.
+    /// Lines that one instance may write in `drain::RATE_PERIOD`, on average over
+    /// `drain::BURST_PERIODS` of them.
     pub rate_lines: u64,
-    /// Bytes that one instance may write in `drain::RATE_PERIOD`.
+    /// Bytes, likewise.
     pub rate_bytes: u64,
     /// Text of one part of an answer, before compression; one line may exceed it.
     pub max_part_bytes: u64,
@@ -60,6 +70,8 @@ pub struct LogSettings {
     pub max_part_count: u64,
     /// Files of the system log; `None` = the first existing one of `system::DEFAULT_FILES`.
     pub system_log_files: Option<Vec<PathBuf>>,
+    /// What becomes an alert.
+    pub alerts: AlertSettings,
 }
 
 /// Where container output goes.
@@ -93,8 +105,6 @@ pub enum Error {
     NoSystemLog,
     #[error("journalctl failed: {reason}")]
     Journalctl { reason: String },
-    #[error("crash logs cannot be read from the journal yet")]
-    NoCrashes,
     #[error("the thread that captures logs does not answer")]
     NoCapture,
 }
@@ -125,6 +135,17 @@ fn store_root(settings: &LogSettings) -> PathBuf {
 /// Segments and `ident` of an instance.
 fn store_dir(settings: &LogSettings, id: &InstanceId) -> PathBuf {
     store_root(settings).join(id.as_str())
+}
+
+/// The 16 bytes of an id that is written as hexadecimal digits, with or without dashes; zeros where
+/// there are none.
+fn id_bytes(text: &str) -> [u8; 16] {
+    let digits: Vec<u8> =
+        text.chars().filter_map(|c| c.to_digit(16)).filter_map(|d| u8::try_from(d).ok()).collect();
+    std::array::from_fn(|index| match digits.get(2 * index..2 * index + 2) {
+        Some([high, low]) => high << 4 | low,
+        _ => 0,
+    })
 }
 
 /// Ids that have a directory below `root`; nothing when it does not exist.
@@ -235,6 +256,7 @@ mod tests {
             max_part_bytes: 512 << 10,
             max_part_count: 20,
             system_log_files: None,
+            alerts: crate::logs::alerts::tests::settings(),
         }
     }
 }

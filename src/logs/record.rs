@@ -47,7 +47,7 @@ pub(crate) struct Position {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     Lines = 1,
-    /// The container was started; one line tells its pid and version.
+    /// A container is about to be started, what follows is its output; one line tells the version.
     Started = 2,
     /// The container has ended; one line tells how.
     Exited = 3,
@@ -55,6 +55,8 @@ pub(crate) enum Kind {
     Gap = 4,
     /// Nobody captured for a while: what follows may be older than its time.
     Outage = 5,
+    /// The instance has reached its start limit.
+    GivenUp = 6,
 }
 
 /// Flag of `Kind::Exited`: the end was a failure.
@@ -62,7 +64,7 @@ pub(crate) const FAILURE: u8 = 1;
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        [Self::Lines, Self::Started, Self::Exited, Self::Gap, Self::Outage]
+        [Self::Lines, Self::Started, Self::Exited, Self::Gap, Self::Outage, Self::GivenUp]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

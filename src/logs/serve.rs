@@ -5,16 +5,18 @@
 //! answer: parts, or one message that says why there are none.
 
 use std::fmt::Write as _;
+use std::slice::from_ref;
 
 use crossbeam::channel::Receiver;
 
 use crate::calendar::Civil;
 use crate::logs::archive::{Archive, Parts};
+use crate::logs::export::Entry;
 use crate::logs::ident::StoredIdent;
 use crate::logs::journal::{self, Journal};
 use crate::logs::reader::Reader;
 use crate::logs::record::{self, FAILURE, Header, Kind, Stamp};
-use crate::logs::{Backend, Error, LogSettings, ids_below, store_dir, store_root, system, unit};
+use crate::logs::{Error, LogSettings, ids_below, store_dir, store_root, system, unit};
 use crate::model::command::{LogKind, LogRequest};
 use crate::model::desired::InstanceFilter;
 use crate::model::event::Session;
@@ -139,19 +141,15 @@ impl Desk<'_> {
     /// The journal, if that is where logs go.
     fn journal(&self) -> Option<Journal<'_>> {
         let journal = Journal::new(self.settings, self.processes);
-        let is_used = match self.settings.backend {
-            Backend::Journal => true,
-            Backend::Store => false,
-            Backend::Auto => journal.is_there(),
-        };
-        is_used.then_some(journal)
+        journal::is_used(self.settings).then_some(journal)
     }
 
     fn system(&self, range: Range) -> Result<Answer, Error> {
         let mut text = Text::new(self.settings, range);
         match self.journal() {
-            Some(journal) => journal.read(range, &[], |entry| {
-                text.line(entry.real_us, Some(&entry.unit), &entry.message)
+            _ if range.is_reversed() => {}
+            Some(journal) => journal.read(range, &[], |entry, message| {
+                text.line(entry.real_us, Some(&entry.unit), message)
             })?,
             None => system::read(self.settings, self.now, |line| {
                 text.line(line.real_us, Some(&line.unit), &line.message)
@@ -167,17 +165,18 @@ impl Desk<'_> {
         }
         let mut text = Text::new(self.settings, range);
         let is_labelled = ids.len() > 1;
-        if let Some(journal) = self.journal() {
-            let matches = journal::matches(self.settings, &ids);
-            journal.read(range, &matches, |entry| {
-                text.line(entry.real_us, is_labelled.then_some(&*entry.unit), &entry.message)
+        if let Some(journal) = self.journal().filter(|_| !range.is_reversed()) {
+            let matches = journal::matches(self.settings, &ids, &[]);
+            journal.read(range, &matches, |entry, message| {
+                let label = is_labelled.then(|| label_of(entry));
+                text.line(entry.real_us, label.as_deref(), message)
             })?;
         }
         let label = |id| is_labelled.then(|| unit(id));
         let sources =
             ids.iter().map(|id| (Reader::open(&store_dir(self.settings, id)), label(id))).collect();
         merge(sources, |header, lines, label| {
-            if matches!(header.kind, Kind::Started | Kind::Exited) {
+            if matches!(header.kind, Kind::Started | Kind::Exited | Kind::GivenUp) {
                 return Ok(());
             }
             record::lines(lines).try_for_each(|line| {
@@ -194,26 +193,49 @@ impl Desk<'_> {
         if ids.is_empty() {
             return Ok(Answer::Absent);
         }
-        if self.journal().is_some() {
-            return Err(Error::NoCrashes);
-        }
         let mut text = Text::new(self.settings, Range::default());
         let is_labelled = ids.len() > 1;
         for id in &ids {
-            let dir = store_dir(self.settings, id);
-            let Some(window) = Window::find(Reader::open(&dir), range) else { continue };
-            let label = is_labelled.then(|| unit(id));
-            let (mut reader, mut buffer) = (Reader::open(&dir), Vec::new());
-            while let Some(header) = reader.next(&mut buffer) {
-                if !window.shows(&header) {
-                    continue;
-                }
-                for line in record::lines(&buffer) {
-                    text.line(header.stamp.real_us, label.as_deref(), line.text)?;
-                }
+            let reader = Reader::open(&store_dir(self.settings, id));
+            if let Some(window) = Window::find(reader, range) {
+                let label = is_labelled.then(|| unit(id));
+                self.crash(id, &window, label.as_deref(), &mut text)?;
             }
         }
         text.finish(Some(NO_CRASH))
+    }
+
+    /// What one instance wrote before its crash, then how it ended. The times of start and end are
+    /// our own with either backend; where its output went to journald, its lines are there.
+    fn crash(
+        &self,
+        id: &InstanceId,
+        window: &Window,
+        label: Option<&str>,
+        text: &mut Text,
+    ) -> Result<(), Error> {
+        if let Some(journal) = self.journal() {
+            let boot: String = window.boot.iter().map(|byte| format!("{byte:02x}")).collect();
+            let matches =
+                journal::matches(self.settings, from_ref(id), &[format!("_BOOT_ID={boot}")]);
+            journal.read(window.journal_range(), &matches, |entry, message| {
+                match window.holds_entry(entry) {
+                    true => text.line(entry.real_us, label, message),
+                    false => Ok(()),
+                }
+            })?;
+        }
+        let mut reader = Reader::open(&store_dir(self.settings, id));
+        let mut buffer = Vec::new();
+        while let Some(header) = reader.next(&mut buffer) {
+            if !window.shows(&header) {
+                continue;
+            }
+            for line in record::lines(&buffer) {
+                text.line(header.stamp.real_us, label, line.text)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ids of present and removed instances that the filter selects.
@@ -251,13 +273,30 @@ fn merge(
     }
 }
 
-/// What of a store belongs to one crash: records of one boot between two times.
+/// Whose line it is, where several instances are shown.
+fn label_of(entry: &Entry) -> String {
+    match entry.unit.as_str() {
+        "" => unit(&InstanceId::new(&entry.identifier)),
+        unit => unit.to_owned(),
+    }
+}
+
+/// What of the logs belongs to one crash: records of one boot between two times.
 #[derive(Debug)]
 struct Window {
     boot: [u8; 16],
     from_us: u64,
     till_us: u64,
+    /// Wall clock at both ends.
+    real_us: (i64, i64),
+    /// The next start, CLOCK_MONOTONIC: what journald has stamped until then belongs to this crash.
+    next_us: Option<u64>,
 }
+
+/// journald may stamp the last words of an instance so long after its end.
+const LATE_US: u64 = 1_000_000;
+/// Wall clock times of the same moment may differ so much between journald and us.
+const SKEW_US: i64 = 2_000_000;
 
 impl Window {
     /// From the start before the newest failure in the range, or from the boot, to that failure.
@@ -270,11 +309,23 @@ impl Window {
             let is_crash = header.kind == Kind::Exited && header.flags & FAILURE != 0;
             if header.kind == Kind::Started {
                 started = Some(stamp);
+                if let Some(window) = window.as_mut().filter(|window: &&mut Self| {
+                    window.next_us.is_none() && window.boot == stamp.boot
+                }) {
+                    window.next_us = Some(stamp.mono_us);
+                }
             } else if is_crash && range.holds(stamp.real_us) && range.from_us != Some(stamp.real_us)
             {
                 let before = started.filter(|start| start.boot == stamp.boot);
                 let from_us = before.map_or(0, |start| start.mono_us);
-                window = Some(Self { boot: stamp.boot, from_us, till_us: stamp.mono_us });
+                let from_real_us = before.map_or(stamp.real_us, |start| start.real_us);
+                window = Some(Self {
+                    boot: stamp.boot,
+                    from_us,
+                    till_us: stamp.mono_us,
+                    real_us: (from_real_us, stamp.real_us),
+                    next_us: None,
+                });
             }
         }
         window
@@ -283,7 +334,22 @@ impl Window {
     fn shows(&self, header: &Header) -> bool {
         let is_inside = header.stamp.boot == self.boot
             && (self.from_us..=self.till_us).contains(&header.stamp.mono_us);
-        is_inside && header.kind != Kind::Started
+        is_inside && !matches!(header.kind, Kind::Started | Kind::GivenUp)
+    }
+
+    fn holds_entry(&self, entry: &Entry) -> bool {
+        let till_us = self.till_us.saturating_add(LATE_US);
+        let till_us = self.next_us.map_or(till_us, |next| till_us.min(next.saturating_sub(1)));
+        entry.boot == self.boot && (self.from_us..=till_us).contains(&entry.mono_us)
+    }
+
+    /// Wall clock times between which all of its entries lie, unless the clock was set more than
+    /// once meanwhile. Without a start of this boot: from the beginning on.
+    fn journal_range(&self) -> Range {
+        let (from_us, till_us) = self.real_us;
+        let (first, last) = (from_us.min(till_us), from_us.max(till_us));
+        let from_us = (self.from_us > 0).then(|| first.saturating_sub(SKEW_US));
+        Range { from_us, till_us: Some(last.saturating_add(SKEW_US)) }
     }
 }
 
@@ -302,6 +368,11 @@ impl Range {
             // A request carries milliseconds: the whole last one belongs to it.
             till_us: request.till_ms.map(|ms| us(ms).saturating_add(999)),
         }
+    }
+
+    /// Nothing can be in it.
+    fn is_reversed(&self) -> bool {
+        matches!((self.from_us, self.till_us), (Some(from), Some(till)) if till < from)
     }
 
     pub(crate) fn holds(&self, real_us: i64) -> bool {

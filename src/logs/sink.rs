@@ -14,7 +14,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::mount::{MsFlags, mount};
@@ -23,15 +22,17 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Uid, fchown};
 
 use crate::logs::capture::CaptureCommand;
+use crate::logs::intake::CaptureHandle;
+use crate::logs::journal::{self, Life};
 use crate::logs::spool;
 use crate::logs::{Backend, Error, LogSettings, ids_below, spool_dir, spool_root, unit};
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::StartPlan;
-use crate::ports::{LogSinks, Stdio};
+use crate::ports::{Clock, LogSinks, Stdio};
 use crate::sys::fs::{make_dirs, open_dir};
 use crate::sys::is_errno;
-use crate::sys::time::monotonic;
+use crate::sys::time::{SystemClock, monotonic};
 
 /// Size of a spool in bytes.
 pub const SPOOL_BYTES: RangeInclusive<u64> = 64 << 10..=4 << 20;
@@ -50,12 +51,12 @@ const MOUNT_ATTEMPTS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Sinks {
     settings: LogSettings,
-    capture: Sender<CaptureCommand>,
+    capture: CaptureHandle,
 }
 
 impl Sinks {
     /// `capture` leads to the thread `log-in`.
-    pub fn new(settings: LogSettings, capture: Sender<CaptureCommand>) -> Self {
+    pub fn new(settings: LogSettings, capture: CaptureHandle) -> Self {
         Self { settings, capture }
     }
 
@@ -108,20 +109,28 @@ impl Sinks {
     }
 
     fn tell(&self, command: CaptureCommand) -> Result<(), Failure> {
-        self.capture
-            .send_timeout(command, TELL_TIMEOUT)
-            .map_err(|_| Failure::transient(&Error::NoCapture))
+        match self.capture.send_timeout(command, TELL_TIMEOUT) {
+            true => Ok(()),
+            false => Err(Failure::transient(&Error::NoCapture)),
+        }
     }
 }
 
 impl LogSinks for Sinks {
     fn open(&self, plan: &StartPlan) -> Result<Stdio, Failure> {
+        let at = SystemClock.now();
         let (stdio, spool) = self.make(plan).map_err(|error| Failure::transient(&error))?;
+        if spool.is_none() {
+            // From here, so that it stands before the first line of the instance.
+            let text = format!("Starting {}...", unit(&plan.id));
+            journal::tell(&self.settings, &plan.id, Life::Starting, 6, &text);
+        }
         self.tell(CaptureCommand::Open {
             id: plan.id.clone(),
             ident: plan.instance.ident.clone(),
             version: plan.service.key.version.clone(),
             spool,
+            at,
         })?;
         Ok(stdio)
     }

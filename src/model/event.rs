@@ -51,6 +51,9 @@ pub enum Event {
         gone: Vec<Box<str>>,
     },
     Alert(Alert),
+    /// Everything in the journal and the kernel's messages up to here has become alerts, which were
+    /// sent before, or was left out on purpose.
+    AlertPosition(Box<str>),
     /// The monitor wants to know what is used of file systems that may hang.
     LookAtDisks(Vec<PathBuf>),
     /// A node configuration was checked against this host, and written if that was asked for and

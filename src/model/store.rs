@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub leaving: Vec<(InstanceId, InstanceIdent)>,
     pub networks: Vec<NetworkParams>,
     pub traffic: Vec<TrafficRow>,
+    /// Up to where the journal and the kernel's messages have become alerts; the text is that of
+    /// whoever reads them.
+    pub alert_position: Option<Box<str>>,
 }
 
 /// A package that the last request names and that is not installed.
@@ -68,6 +71,7 @@ pub enum Change {
     /// Replaces the whole list.
     SetEnvOverrides(Vec<EnvOverride>),
     SetOffline(Offline),
+    SetAlertPosition(Box<str>),
     PutTraffic(Vec<TrafficRow>),
     /// Counters with these names.
     RemoveTraffic(Vec<Box<str>>),

@@ -78,6 +78,7 @@ pub(super) fn write(batch: &mut Batch<'_>, change: &Change) -> rusqlite::Result<
         Change::SetOffline(offline) => {
             put_meta(batch, rows::META_OFFLINE, &json::write_offline(offline))
         }
+        Change::SetAlertPosition(text) => put_meta(batch, rows::META_JOURNAL_CURSOR, text),
         Change::PutTraffic(rows) => rows.iter().try_for_each(|row| put_traffic(batch, row)),
         Change::RemoveTraffic(chains) => chains.iter().try_for_each(|chain| {
             batch.execute(
@@ -104,6 +105,7 @@ pub(super) fn name_of(change: &Change) -> &'static str {
         Change::SetNodeInfo(_) => "set node info",
         Change::SetEnvOverrides(_) => "set override variables",
         Change::SetOffline(_) => "set offline time",
+        Change::SetAlertPosition(_) => "set position of alerts",
         Change::PutTraffic(_) => "put traffic counters",
         Change::RemoveTraffic(_) => "remove traffic counters",
     }

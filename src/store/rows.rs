@@ -59,6 +59,7 @@ pub(super) fn read_all(db: &Connection) -> Result<Snapshot, Error> {
         leaving: read_meta(db, META_LEAVING, json::read_leaving)?.unwrap_or_default(),
         networks: read_table(db, "networks", network)?,
         traffic: read_table(db, "traffic", traffic)?,
+        alert_position: read_meta(db, META_JOURNAL_CURSOR, |text| Ok(text.into()))?,
     })
 }
 

@@ -185,6 +185,7 @@ fn filled() -> (Vec<Change>, Snapshot) {
         leaving: vec![(InstanceId::new("id9"), instance("id9", u64::MAX).instance.ident)],
         networks: vec![network("n0", 0), network("n1", u64::MAX)],
         traffic: vec![counter("AOS_SYSTEM_IN", 7), counter("AOS_SYSTEM_OUT", u64::MAX)],
+        alert_position: Some("s=1;i=2".into()),
     };
     let changes = vec![
         Change::PutService(snapshot.services[0].clone()),
@@ -200,6 +201,8 @@ fn filled() -> (Vec<Change>, Snapshot) {
         Change::SetNodeInfo(snapshot.node_info.clone().unwrap()),
         Change::SetEnvOverrides(snapshot.env_overrides.clone()),
         Change::SetOffline(snapshot.offline.unwrap()),
+        Change::SetAlertPosition("s=0".into()),
+        Change::SetAlertPosition("s=1;i=2".into()),
         Change::PutTraffic(vec![counter("AOS_SYSTEM_IN", 1), counter("AOS_1_IN", 2)]),
         Change::PutTraffic(snapshot.traffic.clone()),
         Change::RemoveTraffic(vec!["AOS_1_IN".into(), "AOS_2_IN".into()]),

@@ -152,6 +152,7 @@ fn threads_and_channels_are_made_in_the_daemon() {
         "daemon/world.rs",
         "rpc.rs",
         "event_loop.rs",
+        "logs/intake.rs",
         "network/channel.rs",
         "network/mod.rs",
     ];

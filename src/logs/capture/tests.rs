@@ -8,14 +8,15 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
-use crossbeam::channel::bounded;
-
 use super::*;
-use crate::logs::drain::LEAST_SEGMENTS;
+use crate::logs::alerts::tests::Collected;
+use crate::logs::drain::{BURST_PERIODS, LEAST_SEGMENTS};
+use crate::logs::intake::{self, CaptureInbox, Means};
 use crate::logs::reader::Reader;
 use crate::logs::record::{LINE_MAX, lines};
 use crate::logs::segment::SEGMENT_BYTES;
 use crate::logs::sink::{self, Sinks};
+use crate::logs::testing::RealProcesses;
 use crate::logs::tests::{isolated, plan, settings};
 use crate::logs::{Backend, store_dir};
 use crate::model::service::{Quotas, ServiceImage};
@@ -27,15 +28,16 @@ use crate::sys::time::SystemClock;
 struct Bench {
     settings: LogSettings,
     sinks: Sinks,
-    inbox: Receiver<CaptureCommand>,
+    inbox: CaptureInbox,
     id: InstanceId,
+    output: Collected,
 }
 
 impl Bench {
     fn new(settings: LogSettings) -> Self {
-        let (sender, inbox) = bounded(INBOX);
-        let sinks = Sinks::new(settings.clone(), sender);
-        Self { settings, sinks, inbox, id: InstanceId::new("i1") }
+        let (handle, inbox) = intake::inbox().unwrap();
+        let sinks = Sinks::new(settings.clone(), handle);
+        Self { settings, sinks, inbox, id: InstanceId::new("i1"), output: Collected::default() }
     }
 
     fn open(&self) -> File {
@@ -43,11 +45,11 @@ impl Bench {
     }
 
     fn capture(&self) -> Capture<'_> {
-        Capture::new(&self.settings, at(0))
+        Capture::new(&self.settings, &self.output, at(0))
     }
 
     fn apply_all(&self, capture: &mut Capture<'_>, now: Now) {
-        for command in self.inbox.try_iter() {
+        for command in self.inbox.take() {
             capture.apply(command, now);
         }
     }
@@ -56,8 +58,15 @@ impl Bench {
         CaptureCommand::Close { id: self.id.clone(), until: u64::MAX }
     }
 
-    /// Kind and text of everything stored.
+    /// Kind and text of everything stored besides where starts began.
     fn stored(&self) -> Vec<(Kind, String)> {
+        let mut all = self.all();
+        all.retain(|(kind, _)| *kind != Kind::Started);
+        all
+    }
+
+    /// Kind and text of everything stored.
+    fn all(&self) -> Vec<(Kind, String)> {
         let mut reader = Reader::open(&store_dir(&self.settings, &self.id));
         let (mut buffer, mut found) = (Vec::new(), Vec::new());
         while let Some(header) = reader.next(&mut buffer) {
@@ -236,12 +245,12 @@ fn automatic_restart_goes_on_in_the_same_store() {
         }
         let expect = |life: i32| {
             [
-                (Kind::Started, "started pid=7".to_owned()),
+                (Kind::Started, "starting version=1.0.0".to_owned()),
                 (Kind::Lines, format!("life {life}")),
                 (Kind::Exited, "exited with code 1".to_owned()),
             ]
         };
-        assert_eq!(bench.stored(), (0..3).flat_map(expect).collect::<Vec<_>>());
+        assert_eq!(bench.all(), (0..3).flat_map(expect).collect::<Vec<_>>());
         capture.tick(at(500));
         // The files of earlier lives are gone, the newest one stays.
         assert_eq!(spool::generations(&bench.spool()).len(), 1);
@@ -283,8 +292,9 @@ fn noisy_instance_is_limited() {
         let mut out = bench.open();
         let mut capture = bench.capture();
         bench.apply_all(&mut capture, at(0));
-        for n in 0..100 {
-            writeln!(out, "line {n}").unwrap();
+        let burst = 30 * usize::try_from(BURST_PERIODS).unwrap();
+        for n in 0..burst + 70 {
+            writeln!(out, "line {n:03}").unwrap();
         }
         capture.tick(at(0));
         writeln!(out, "later").unwrap();
@@ -292,11 +302,12 @@ fn noisy_instance_is_limited() {
         writeln!(out, "even later").unwrap();
         capture.tick(at(2000));
         let stored = bench.stored();
-        assert_eq!(stored.len(), 33);
-        assert_eq!(stored[29].1, "line 29");
-        assert_eq!(stored[30].1, "70 lines (490 bytes) were lost: the instance writes too fast");
-        assert_eq!(stored[31].1, "1 lines (5 bytes) were lost: the instance writes too fast");
-        assert_eq!(stored[32].1, "even later");
+        assert_eq!(stored.len(), burst + 3);
+        assert_eq!(stored[burst - 1].1, format!("line {}", burst - 1));
+        let text = |index: usize| stored[index].1.as_str();
+        assert_eq!(text(burst), "70 lines (560 bytes) were lost: the instance writes too fast");
+        assert_eq!(text(burst + 1), "1 lines (5 bytes) were lost: the instance writes too fast");
+        assert_eq!(text(burst + 2), "even later");
     });
 }
 
@@ -340,7 +351,7 @@ fn stores_are_bounded() {
         store_bytes: 1000 << 10,
         ..settings(root.path())
     };
-    let mut capture = Capture::new(&settings, at(0));
+    let mut capture = Capture::new(&settings, &(), at(0));
     let ids: Vec<InstanceId> = (0..6).map(|n| InstanceId::new(&format!("i{n}"))).collect();
     let sizes = |capture: &Capture<'_>| -> Vec<u64> {
         capture.entries.values().map(|entry| entry.segments.bytes() >> 10).collect()
@@ -381,16 +392,18 @@ fn removed_instances_are_kept_for_the_retention() {
     let id = InstanceId::new("i1");
     let open = |capture: &mut Capture<'_>, now| {
         let (ident, version) = (plan("i1").instance.ident.clone(), Arc::from("1"));
-        capture.apply(CaptureCommand::Open { id: id.clone(), ident, version, spool: None }, now);
+        let id = id.clone();
+        capture.apply(CaptureCommand::Open { id, ident, version, spool: None, at: now }, now);
     };
-    let mut capture = Capture::new(&settings, at(0));
+    let mut capture = Capture::new(&settings, &(), at(0));
     assert_eq!(capture.pause(at(0)), None); // no instances, no wake-ups
     open(&mut capture, at(0));
-    assert_eq!(capture.pause(at(0)), None);
+    capture.tick_if_due(at(30_000));
+    assert_eq!(capture.pause(at(30_000)), None);
     capture.close(&id, 0, at(1000));
     assert!(capture.pause(at(1000)).is_some());
     // A restart of the daemon remembers when it was removed; a new start revives it.
-    let mut capture = Capture::new(&settings, at(2000));
+    let mut capture = Capture::new(&settings, &(), at(2000));
     assert_eq!(capture.entries[&id].removed_ms, Some(at(1000).wall_ms));
     open(&mut capture, at(3000));
     capture.sweep(at(100_000));
@@ -405,7 +418,7 @@ fn removed_instances_are_kept_for_the_retention() {
     for name in ["orphan", OWN_STORE] {
         std::fs::create_dir(store_root(&settings).join(name)).unwrap();
     }
-    let mut capture = Capture::new(&settings, at(200_000));
+    let mut capture = Capture::new(&settings, &(), at(200_000));
     capture.sweep(at(210_001));
     assert_eq!(ids_below(&store_root(&settings)), [InstanceId::new(OWN_STORE)]);
 }
@@ -494,8 +507,8 @@ fn journald_gets_the_stream_when_it_listens() {
         let lines: Vec<String> =
             BufReader::new(listener.accept().unwrap().0).lines().map(Result::unwrap).collect();
         assert_eq!(lines, ["i1", "aos-service@i1.service", "6", "1", "0", "0", "0", "hello"]);
-        let opened = bench.inbox.recv().unwrap();
-        assert!(matches!(opened, CaptureCommand::Open { spool: None, .. }), "{opened:?}");
+        let opened = bench.inbox.take();
+        assert!(matches!(opened[..], [CaptureCommand::Open { spool: None, .. }]), "{opened:?}");
         assert!(bench.sinks.survey().is_empty());
     }
 }
@@ -514,20 +527,30 @@ fn without_journald_auto_takes_the_store() {
 }
 
 #[test]
-fn thread_drains_and_ends_with_its_last_sender() {
-    isolated("thread_drains_and_ends_with_its_last_sender", |root| {
+fn thread_drains_and_ends_when_told() {
+    isolated("thread_drains_and_ends_when_told", |root| {
         let bench = Bench::new(settings(root));
         let mut out = bench.open();
-        let (sender, inbox) = bounded(INBOX);
-        bench.inbox.try_iter().for_each(|command| sender.send(command).unwrap());
-        let sinks = Sinks::new(bench.settings.clone(), sender);
+        let processes = RealProcesses::default();
+        let (handle, inbox) = intake::inbox().unwrap();
+        bench
+            .inbox
+            .take()
+            .into_iter()
+            .for_each(|command| assert_eq!(handle.try_send(command), None));
+        let sinks = Sinks::new(bench.settings.clone(), handle.clone());
         std::thread::scope(|scope| {
             let settings = &bench.settings;
-            let thread = scope.spawn(move || run(settings, &inbox, &SystemClock));
+            let processes = &processes;
+            let thread = scope.spawn(move || {
+                let (clock, output) = (&SystemClock, None);
+                let means = Means { settings, processes, clock, output, position: None };
+                intake::run(&means, inbox);
+            });
             writeln!(out, "hello").unwrap();
             drop(out);
             sinks.close(&bench.id).unwrap();
-            drop(sinks);
+            handle.stop();
             thread.join().unwrap();
         });
         assert!(!bench.spool().exists());
@@ -539,10 +562,10 @@ fn thread_drains_and_ends_with_its_last_sender() {
 fn own_lines_are_stored_and_bounded() {
     let root = tempfile::tempdir().unwrap();
     let settings = LogSettings { instance_store_bytes: 0, ..settings(root.path()) };
-    let mut capture = Capture::new(&settings, at(0));
+    let mut capture = Capture::new(&settings, &(), at(0));
     for n in 0..300 {
         let text = format!("{n} {}", "x".repeat(4000)).into_boxed_str();
-        capture.apply(CaptureCommand::Own { priority: 6, text }, at(n));
+        capture.apply(CaptureCommand::Own { priority: 6, text, is_alert: true }, at(n));
     }
     // They are flushed, although no instance runs.
     assert_eq!(capture.pause(at(300)), Some(settings.sync_period - Duration::from_millis(300)));

@@ -2,24 +2,25 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Mutex;
 
 use crossbeam::channel::bounded;
 
 use super::*;
 use crate::calendar;
+use crate::logs::Backend;
 use crate::logs::archive::tests::text as decompressed;
+use crate::logs::capture::{Capture, CaptureCommand};
+use crate::logs::intake;
 use crate::logs::record::{Batch, Position};
 use crate::logs::segment::Segments;
 use crate::logs::sink::Sinks;
+use crate::logs::testing::{Journald, RealProcesses};
 use crate::logs::tests::{isolated, plan, settings};
 use crate::model::event::Exit;
 use crate::model::failure::Failure;
 use crate::ports::{Command, CommandEnd, LogSinks, Watch};
 use crate::sys::fs::write_plain;
-use crate::sys::mount::tmpfs;
 use crate::sys::testing::wait_until;
 use crate::sys::time::SystemClock;
 
@@ -44,6 +45,10 @@ impl Processes for FakeProcesses {
         *self.argv.lock().unwrap() = argv.collect();
         File::from(command.stdout.unwrap()).write_all(&self.output).unwrap();
         Ok(CommandEnd { exit: self.end, timed_out: false })
+    }
+
+    fn start(&self, _: Command) -> Result<(), Failure> {
+        Err(Failure::text("not here"))
     }
 
     fn watch(&self, _: Watch) -> Result<(), Failure> {
@@ -383,7 +388,8 @@ fn journal() {
     assert_eq!(whole(&parts), "2023-11-14 22:13:20.123456 +0000 UTC  kernel says \n");
     let argv = processes.argv.lock().unwrap().join(" ");
     assert!(argv.starts_with("journalctl --output=export"), "{argv}");
-    assert!(argv.contains(" --namespace=test --since=@1700000000.000000"), "{argv}");
+    assert!(argv.contains(" --namespace=test "), "{argv}");
+    assert!(argv.contains(" --since=@1700000000.000000 "), "{argv}");
     assert!(argv.ends_with(" --until=@1700000000.999999"), "{argv}");
 
     let kind = LogKind::Instance(filter(Some("service-a"), None, None));
@@ -391,72 +397,23 @@ fn journal() {
     assert!(whole(&parts).ends_with("2023-11-14 22:13:21 +0000 UTC x says \n"));
     let argv = processes.argv.lock().unwrap().join(" ");
     let alternatives = "_SYSTEMD_UNIT=aos-service@a.service \
-        + _SYSTEMD_CGROUP=/aos.slice/aos-service@a.service + _TRANSPORT=stdout SYSLOG_IDENTIFIER=a";
+        + _SYSTEMD_CGROUP=/aos.slice/aos-service@a.service + _SYSTEMD_CGROUP=/aos.slice/a \
+        + _TRANSPORT=stdout SYSLOG_IDENTIFIER=a";
     assert!(argv.ends_with(alternatives), "{argv}");
 
-    let kind = LogKind::Crash(filter(Some("service-a"), None, None));
-    let parts = answers(&settings, &processes, &request(kind, None, None));
-    let expect = "crash logs cannot be read from the journal yet";
-    assert_eq!(only(&parts), (LogStatus::Error, 0, 0, expect));
     let parts = answers(&settings, &no_processes(), &request(LogKind::System, None, None));
     assert_eq!(only(&parts), (LogStatus::Error, 0, 0, "journalctl failed: exited with code 127"));
-}
-
-/// Runs commands as the process manager does.
-struct RealProcesses;
-
-impl Processes for RealProcesses {
-    fn run(&self, command: Command) -> Result<CommandEnd, Failure> {
-        let mut child = std::process::Command::new(&command.argv[0]);
-        child.args(&command.argv[1..]).stdout(command.stdout.unwrap()).stderr(Stdio::null());
-        let code = child.status().unwrap().code().unwrap();
-        Ok(CommandEnd { exit: Exit::Code(code), timed_out: false })
-    }
-
-    fn watch(&self, _: Watch) -> Result<(), Failure> {
-        Err(Failure::text("not here"))
-    }
-}
-
-/// A journald of a namespace of its own, below a `/run` that only this thread sees.
-struct Journald(std::process::Child);
-
-impl Journald {
-    fn start(namespace: &str) -> std::io::Result<Self> {
-        tmpfs(Path::new("/run"), None, 0o755)?;
-        tmpfs(Path::new("/var/log"), None, 0o755)?;
-        let dropins = PathBuf::from(format!("/run/systemd/journald@{namespace}.conf.d"));
-        std::fs::create_dir_all(&dropins)?;
-        let text = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nMaxRetentionSec=1day\n";
-        write_plain(&dropins.join("test.conf"), text.as_bytes(), 0o644)?;
-        let mut command = std::process::Command::new("/lib/systemd/systemd-journald");
-        command.arg(namespace).stderr(Stdio::null()).spawn().map(Self)
-    }
-}
-
-impl Drop for Journald {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 #[test]
 fn real_journal() {
     isolated("real_journal", |root| {
-        let journald = match Journald::start("aostest") {
-            Ok(journald) => journald,
-            Err(err) => return println!("SKIP real_journal: no journald: {err}"),
-        };
-        let settings = LogSettings {
-            backend: Backend::Auto,
-            journal_dir: PathBuf::from("/run/systemd/journal.aostest"),
-            ..settings(root)
-        };
-        let desk = Desk { settings: &settings, processes: &RealProcesses, now: now() };
-        wait_until("journald listens", || desk.journal().is_some());
-        let (sender, inbox) = bounded(8);
-        let sinks = Sinks::new(settings.clone(), sender);
+        let Some(journald) = Journald::start("real_journal") else { return };
+        let settings = journald.settings(root);
+        let processes = RealProcesses::default();
+        let desk = Desk { settings: &settings, processes: &processes, now: now() };
+        let (handle, _inbox) = intake::inbox().unwrap();
+        let sinks = Sinks::new(settings.clone(), handle);
         for id in ["a", "b"] {
             Store { settings: &settings }.instance(id);
             // A process for each: journald tells writers apart by their pids.
@@ -465,7 +422,6 @@ fn real_journal() {
             writer.args(["-c", &script]).stdout(sinks.open(&plan(id)).unwrap().stdout);
             assert!(writer.status().unwrap().success());
         }
-        drop(inbox);
         let log = |kind: LogKind| {
             let mut text = String::new();
             send("log", desk.answer(&request(kind, Some(0), None)), |part| {
@@ -486,6 +442,102 @@ fn real_journal() {
         assert_eq!(lines, ["a fails ", "binary \x01 of a "]);
         assert!(log(LogKind::System).contains("b fails"));
         drop(journald);
+    });
+}
+
+#[test]
+fn crash_of_an_instance_that_writes_to_a_journal() {
+    let name = "crash_of_an_instance_that_writes_to_a_journal";
+    isolated(name, |root| {
+        let Some(journald) = Journald::start(name) else { return };
+        let settings = journald.settings(root);
+        let processes = RealProcesses::default();
+        let (handle, inbox) = intake::inbox().unwrap();
+        let sinks = Sinks::new(settings.clone(), handle);
+        let mut capture = Capture::new(&settings, &(), SystemClock.now());
+        // A life of an instance: what it writes, then how it ends.
+        let mut life = |id: &str, text: &str, exit: Exit| {
+            let mut writer = std::process::Command::new("sh");
+            writer.args(["-c", &format!("echo {text} begins; echo {text} ends")]);
+            writer.stdout(sinks.open(&plan(id)).unwrap().stdout);
+            inbox.take().into_iter().for_each(|command| capture.apply(command, SystemClock.now()));
+            assert!(writer.status().unwrap().success());
+            let last = format!("{text} ends");
+            wait_until(&last, || journald.control(&["-o", "cat"]).contains(&last));
+            let id = InstanceId::new(id);
+            let exited = CaptureCommand::Exited { id, exit, was_asked: false };
+            capture.apply(exited, SystemClock.now());
+        };
+        let texts = |service: Option<&str>, till_ms: Option<i64>| {
+            let kind = LogKind::Crash(filter(service, None, None));
+            let desk = Desk { settings: &settings, processes: &processes, now: now() };
+            let request = LogRequest { log_id: "log".to_owned(), kind, from_ms: None, till_ms };
+            let mut text = String::new();
+            send("log", desk.answer(&request), |part| {
+                text.push_str(&decompressed(&part.data));
+                true
+            });
+            let message = |line: &str| line.split_once(" +0000 UTC ").unwrap().1.to_owned();
+            text.lines().map(message).collect::<Vec<_>>()
+        };
+        life("a", "first", Exit::Code(1));
+        let between = SystemClock.now().wall_ms;
+        life("a", "second", Exit::Signal(9));
+        life("b", "other", Exit::Code(3));
+        life("a", "clean", Exit::Code(0));
+        let second = ["second begins ", "second ends ", "killed by signal 9 "];
+        assert_eq!(texts(Some("service-a"), None), second);
+        assert_eq!(
+            texts(Some("service-a"), Some(between)),
+            ["first begins ", "first ends ", "exited with code 1 "]
+        );
+        let both = texts(None, None);
+        let unit = "aos-service@b.service ";
+        assert!(both[..3].iter().zip(second).all(|(line, text)| line.ends_with(text)), "{both:?}");
+        assert_eq!(
+            both[3..],
+            ["other begins ", "other ends ", "exited with code 3 "].map(|l| format!("{unit}{l}"))
+        );
+    });
+}
+
+#[test]
+fn unusual_ranges_of_a_journal() {
+    isolated("unusual_ranges_of_a_journal", |root| {
+        let Some(journald) = Journald::start("unusual_ranges_of_a_journal") else { return };
+        let settings = journald.settings(root);
+        let processes = RealProcesses::default();
+        journald.say("MESSAGE=text\nPRIORITY=6\n");
+        wait_until("an entry", || journald.control(&["-o", "cat"]).contains("text"));
+        let now_ms = SystemClock.now().wall_ms;
+        let desk = Desk { settings: &settings, processes: &processes, now: now() };
+        let check = |from_ms: Option<i64>, till_ms: Option<i64>, expect: Result<(), LogStatus>| {
+            let kind = LogKind::System;
+            let request = LogRequest { log_id: "log".to_owned(), kind, from_ms, till_ms };
+            let mut found = Vec::new();
+            send("log", desk.answer(&request), |part| {
+                found.push(part);
+                true
+            });
+            match expect {
+                Ok(()) => assert!(whole(&found).contains(" text \n"), "{from_ms:?} {till_ms:?}"),
+                Err(status) => {
+                    assert_eq!(only(&found).0, status, "{from_ms:?} {till_ms:?} {found:?}");
+                }
+            }
+        };
+        check(None, None, Ok(()));
+        check(Some(i64::MIN), Some(i64::MAX), Ok(()));
+        check(Some(now_ms - 60_000), Some(now_ms + 60_000), Ok(()));
+        check(Some(now_ms + 60_000), Some(now_ms - 60_000), Err(LogStatus::Empty));
+        check(Some(now_ms + 3_600_000), None, Err(LogStatus::Empty));
+        check(Some(i64::MAX), None, Err(LogStatus::Empty));
+        check(None, Some(0), Err(LogStatus::Empty));
+        check(None, Some(i64::MIN), Err(LogStatus::Empty));
+        // Its files are gone; journald still runs.
+        journald.control(&["--rotate"]);
+        std::fs::remove_dir_all("/run/log/journal").unwrap();
+        check(None, None, Err(LogStatus::Empty));
     });
 }
 

@@ -28,6 +28,7 @@ pub fn change(rows: &mut Snapshot, change: Change) {
         Change::SetNetworks(networks) => rows.networks = networks,
         Change::SetNodeInfo(node) => rows.node_info = Some(node),
         Change::SetEnvOverrides(list) => rows.env_overrides = list,
+        Change::SetAlertPosition(text) => rows.alert_position = Some(text),
         Change::SetOffline(offline) => rows.offline = Some(offline),
         Change::PutTraffic(counters) => {
             rows.traffic.retain(|r| counters.iter().all(|c| c.chain != r.chain));

@@ -180,3 +180,36 @@ fn an_old_version_is_not_reported_as_the_new_one() {
     unit.settle();
     assert_eq!(unit.full_status()["a"], "active 2");
 }
+
+#[test]
+fn the_position_of_alerts_is_stored_when_they_have_reached_the_cm() {
+    use aos_servicemanager::model::status::{Alert, AlertPayload};
+    let mut unit = Unit::started(11);
+    let line = |unit: &mut Unit, text: &str| {
+        let payload = AlertPayload::System { message: text.to_owned() };
+        unit.event(Event::Alert(Alert { time_ms: 0, payload }));
+        unit.event(Event::AlertPosition(text.into()));
+    };
+    let stored = |unit: &Unit| unit.rows.alert_position.as_deref().map(str::to_owned);
+    let minute = Duration::from_secs(60);
+    unit.disconnect();
+    unit.advance(minute);
+    line(&mut unit, "one");
+    unit.advance(minute);
+    assert_eq!(stored(&unit), None, "its alert is in memory alone");
+    unit.connect();
+    assert_eq!(stored(&unit), None, "it is on its way");
+    unit.event(Event::AlertSent { session: Session(2) });
+    assert_eq!(stored(&unit).as_deref(), Some("one"));
+    // At most once a minute.
+    line(&mut unit, "two");
+    unit.event(Event::AlertSent { session: Session(2) });
+    unit.advance(minute - Duration::from_secs(1));
+    assert_eq!(stored(&unit).as_deref(), Some("one"));
+    unit.advance(Duration::from_secs(1));
+    assert_eq!(stored(&unit).as_deref(), Some("two"));
+    // And at the end.
+    unit.event(Event::AlertPosition("three".into()));
+    unit.event(Event::Stop);
+    assert_eq!(stored(&unit).as_deref(), Some("three"));
+}

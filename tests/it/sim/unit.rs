@@ -254,6 +254,7 @@ impl Unit {
             | Effect::Log(..)
             | Effect::ContainerStarted { .. }
             | Effect::ContainerEnded { .. }
+            | Effect::ContainerGivenUp { .. }
             | Effect::NodeInfo(_)
             | Effect::NodeRules(_)
             | Effect::DiskFigures(_)
