@@ -5,7 +5,7 @@
 //!
 //! `--json FILE`, `--runtime NAMES` (crun,runc), `--count N` instances (64), `--rounds N` (3),
 //! `--singles N` (30), `--watch SECONDS` (30), `--cycles N` starts and stops (96), `--disk` for the
-//! database on a disk instead of a tmpfs.
+//! database on a disk instead of a tmpfs, `--parts NAMES` (one,many,idle,exits,crash,cycles).
 //!
 //! A count above its bar fails; times depend on the machine and are only shown.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)] // not the daemon
@@ -57,10 +57,37 @@ fn with(host: &Host, runtime: &Path, table: &mut Table) -> Outcome<()> {
     unit.start_daemon()?;
     unit.run(1)?; // installs the package
     unit.stop()?;
-    one(&mut unit, table)?;
-    many(&mut unit, table, args::number("--count", 64)?)?;
-    unit::cycles(&mut unit, table, args::number("--cycles", 96)?)?;
+    if wanted("one")? {
+        one(&mut unit, table)?;
+    }
+    let count = args::number("--count", 64)?;
+    if wanted("many")? {
+        many(&mut unit, table, count)?;
+    }
+    running(&mut unit, table, count)?;
+    if wanted("cycles")? {
+        unit::cycles(&mut unit, table, args::number("--cycles", 96)?)?;
+    }
     table.note("SIGTERM to end, 0 instances", "ms", milliseconds(unit.stop_daemon()?));
+    Ok(())
+}
+
+/// Whether `--parts` names a part; without the flag it names all.
+fn wanted(part: &str) -> Outcome<bool> {
+    Ok(args::value("--parts")?.is_none_or(|parts| parts.split(',').any(|name| name == part)))
+}
+
+/// Many instances while they run.
+fn running(unit: &mut Unit, table: &mut Table, count: usize) -> Outcome<()> {
+    type Part = fn(&mut Unit, &mut Table, usize) -> Outcome<()>;
+    let parts: [(&str, Part); 3] = [("idle", watch), ("exits", exits), ("crash", crash)];
+    for (name, measure) in parts {
+        if wanted(name)? {
+            unit.run(count)?;
+            measure(unit, table, count)?;
+            unit.stop()?;
+        }
+    }
     Ok(())
 }
 
@@ -95,29 +122,23 @@ fn one(unit: &mut Unit, table: &mut Table) -> Outcome<()> {
     Ok(())
 }
 
+/// The daemon and the bare runtime take turns, so that both meet the same machine.
 fn many(unit: &mut Unit, table: &mut Table, count: usize) -> Outcome<()> {
     let rounds: usize = args::number("--rounds", 3)?;
     let (mut starts, mut stops) = (Vec::new(), Vec::new());
+    let (mut bare_starts, mut bare_stops) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         starts.push(unit.run(count)?);
         stops.push(unit.stop()?);
-    }
-    unit.run(count)?;
-    watch(unit, table, count)?;
-    exits(unit, table)?;
-    crash(unit, table, count)?;
-
-    unit.kill_daemon()?;
-    let bare = Bare::take_over(unit)?;
-    let bundles = unit.instances()?;
-    let (mut bare_starts, mut bare_stops) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        let (running, took) = bare.start(&bundles)?;
+        unit.run(count)?;
+        unit.kill_daemon()?;
+        let bare = Bare::take_over(unit)?;
+        let (running, took) = bare.start(&unit.instances()?)?;
         bare_starts.push(took);
         bare_stops.push(bare.remove(&running)?);
+        unit.start_daemon()?;
+        unit.stop()?;
     }
-    unit.start_daemon()?;
-    unit.stop()?;
 
     let mut compare = |what: &str, times: &[Duration], bare: &[Duration]| {
         let (ours, alone) = (milliseconds(median(times)), milliseconds(median(bare)));
@@ -167,7 +188,7 @@ fn watch(unit: &mut Unit, table: &mut Table, count: usize) -> Outcome<()> {
 }
 
 /// Kills each init once; the service restarts them.
-fn exits(unit: &mut Unit, table: &mut Table) -> Outcome<()> {
+fn exits(unit: &mut Unit, table: &mut Table, _count: usize) -> Outcome<()> {
     let mut times = Vec::new();
     for instance in unit.instances()? {
         let from = unit.sim.position();

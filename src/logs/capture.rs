@@ -221,8 +221,13 @@ impl<'a> Capture<'a> {
         let Some(entry) = self.entries.get_mut(id) else { return };
         self.work.batch.line(gap_priority(), text.as_bytes());
         self.work.write(entry, kind, flags, now);
-        if flags & FAILURE != 0 {
+        let is_over = entry.removed_ms.is_some();
+        if flags & FAILURE != 0 || is_over {
             entry.sync();
+        }
+        // A stop may be done before the end of the init is noticed, and nothing comes after that.
+        if is_over {
+            entry.segments.close();
         }
     }
 

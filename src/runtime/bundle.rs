@@ -201,8 +201,13 @@ impl BundleStore {
         if !bundle.exists() {
             return Ok(());
         }
-        let unmounted = mount::unmount_below(&bundle)
-            .map_err(|source| Error::Unmount { path: bundle.clone(), source });
+        let failed = |source| Error::Unmount { path: bundle.clone(), source };
+        // With all that is mounted on it; what is mounted elsewhere makes the removal fail.
+        mount::detach(&bundle.join("rootfs")).map_err(failed)?;
+        if files::remove_tree(&bundle).is_ok() {
+            return Ok(());
+        }
+        let unmounted = mount::unmount_below(&bundle).map_err(failed);
         // Goes around what is still mounted, so it may follow a failure.
         let removed = files::remove_tree(&bundle)
             .map_err(|source| Error::Remove { path: bundle.clone(), source });

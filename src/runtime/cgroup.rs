@@ -8,8 +8,9 @@
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 use std::time::Duration;
@@ -30,6 +31,12 @@ pub const REMOVE_DEADLINE: Duration = Duration::from_secs(1);
 /// First pause between two looks at a group; doubles up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Processes whose end is awaited after one round of kills; the others are looked for again.
+const AWAITED: usize = 16;
+
+/// What a directory counts as links: itself, its name, and the name of each directory in it.
+const LINKS_WITHOUT_SUBGROUPS: u64 = 2;
 
 /// Deepest group that a service may have made in its own.
 const MAX_DEPTH: usize = 32;
@@ -60,6 +67,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+/// How processes are killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// Enough for a container: the kernel ends a process namespace with its init.
+    Plain,
+    /// The group is frozen meanwhile, so that nothing multiplies faster than it is killed.
+    Frozen,
 }
 
 /// The groups of all instances.
@@ -103,6 +119,10 @@ impl Groups {
         let Ok(_alone) = self.parents_in_use.try_write() else { return };
         for mount in self.layout.mounts() {
             for path in self.parents(mount).iter().rev() {
+                // The common case with one look: other instances are in there.
+                if fs::metadata(path).is_ok_and(|meta| meta.nlink() > LINKS_WITHOUT_SUBGROUPS) {
+                    break;
+                }
                 let ours = xattr::get(path, MARK).is_ok_and(|mark| mark.is_some());
                 if !ours || fs::remove_dir(path).is_err() {
                     break;
@@ -139,10 +159,9 @@ impl Groups {
         let mut pids = BTreeSet::new();
         for group in self.existing(id)? {
             let path = group.join("cgroup.procs");
-            match fs::read_to_string(&path) {
-                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
-                Err(error) if is_gone(&error) => {}
-                Err(source) => return Err(Error::Read { path, source }),
+            match read_pids(&path, &mut pids) {
+                Err(error) if !is_gone(&error) => return Err(Error::Read { path, source: error }),
+                _ => {}
             }
         }
         Ok(pids)
@@ -176,6 +195,7 @@ impl Groups {
     pub fn kill(&self, id: &InstanceId) -> Result<(), Error> {
         let end = monotonic() + KILL_DEADLINE;
         let mut pause = PAUSE;
+        let mut round = Round::Plain;
         loop {
             let pids = self.processes(id)?;
             if pids.is_empty() {
@@ -184,45 +204,65 @@ impl Groups {
             if monotonic() >= end {
                 return Err(Error::Unkillable { id: id.clone(), count: pids.len() });
             }
-            self.kill_round(id, &pids)?;
-            std::thread::sleep(pause);
+            await_ends(&self.kill_round(id, &pids, round)?, pause);
+            round = Round::Frozen;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// The kernel kills a whole v2 group at once. Else the group is frozen meanwhile, so that no
-    /// process can multiply faster than it is killed.
-    fn kill_round(&self, id: &InstanceId, pids: &BTreeSet<u32>) -> Result<(), Error> {
+    /// Returns descriptors of some processes that were killed.
+    fn kill_round(
+        &self,
+        id: &InstanceId,
+        pids: &BTreeSet<u32>,
+        round: Round,
+    ) -> Result<Vec<OwnedFd>, Error> {
         let groups = self.existing(id)?;
-        for group in &groups {
+        // The kernel kills a whole v2 group at once.
+        for group in groups.iter().filter(|group| self.is_v2(group)) {
             control(group, "cgroup.kill", "1");
         }
-        let freeze = |frozen: bool| {
-            for group in &groups {
-                control(group, "freezer.state", if frozen { "FROZEN" } else { "THAWED" });
-                if !group.join("cgroup.kill").exists() {
-                    control(group, "cgroup.freeze", if frozen { "1" } else { "0" });
-                }
-            }
-        };
-        freeze(true);
-        for pid in pids {
-            self.kill_one(id, *pid);
+        if round == Round::Frozen {
+            self.freeze(&groups, true);
         }
-        freeze(false);
-        Ok(())
+        let mut killed = Vec::new();
+        for pid in pids {
+            let fd = self.kill_one(id, *pid);
+            killed.extend(fd.filter(|_| killed.len() < AWAITED));
+        }
+        if round == Round::Frozen {
+            self.freeze(&groups, false);
+        }
+        Ok(killed)
+    }
+
+    fn is_v2(&self, group: &Path) -> bool {
+        self.layout.v2.as_ref().is_some_and(|v2| group.starts_with(&v2.mount))
+    }
+
+    fn freeze(&self, groups: &[PathBuf], frozen: bool) {
+        let freezer = self.layout.v1_of("freezer");
+        for group in groups {
+            if self.is_v2(group) && !group.join("cgroup.kill").exists() {
+                control(group, "cgroup.freeze", if frozen { "1" } else { "0" });
+            } else if freezer.is_some_and(|mount| group.starts_with(mount)) {
+                control(group, "freezer.state", if frozen { "FROZEN" } else { "THAWED" });
+            }
+        }
     }
 
     /// The descriptor first, the check after it: a number that went to another process is spared.
-    fn kill_one(&self, id: &InstanceId, pid: u32) {
-        let Ok(fd) = pidfd::open(pid) else { return };
-        if self.contains(id, pid) {
-            match pidfd::send_signal(fd.as_fd(), libc::SIGKILL) {
-                Err(error) if !is_errno(&error, Errno::ESRCH) => {
-                    log::warn!("cannot kill a process instance={id} pid={pid} err={error}");
-                }
-                _ => {}
+    fn kill_one(&self, id: &InstanceId, pid: u32) -> Option<OwnedFd> {
+        let fd = pidfd::open(pid).ok()?;
+        if !self.contains(id, pid) {
+            return None;
+        }
+        match pidfd::send_signal(fd.as_fd(), libc::SIGKILL) {
+            Err(error) if !is_errno(&error, Errno::ESRCH) => {
+                log::warn!("cannot kill a process instance={id} pid={pid} err={error}");
+                None
             }
+            _ => Some(fd),
         }
     }
 
@@ -286,18 +326,55 @@ fn make_parent(path: &Path) -> Result<(), Error> {
 
 /// Adds a group to `found`, after the groups inside it.
 fn collect(path: PathBuf, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Error> {
-    let entries = match fs::read_dir(&path) {
+    let links = match fs::metadata(&path) {
         Err(error) if is_gone(&error) => return Ok(()),
         Err(source) => return Err(Error::Read { path, source }),
-        Ok(entries) => entries,
+        Ok(meta) => meta.nlink(),
     };
-    for entry in entries.flatten() {
-        if depth < MAX_DEPTH && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(entry.path(), depth + 1, found)?;
+    if depth < MAX_DEPTH && links != LINKS_WITHOUT_SUBGROUPS {
+        let entries = match fs::read_dir(&path) {
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(source) => return Err(Error::Read { path, source }),
+            Ok(entries) => entries,
+        };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                collect(entry.path(), depth + 1, found)?;
+            }
         }
     }
     found.push(path);
     Ok(())
+}
+
+/// Adds the numbers in a `cgroup.procs`: most have one or none.
+fn read_pids(path: &Path, pids: &mut BTreeSet<u32>) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let mut first = [0; 1024];
+    let length = file.read(&mut first)?;
+    let mut text = first[..length].to_vec();
+    if length > 0 {
+        file.read_to_end(&mut text)?;
+    }
+    let text = String::from_utf8_lossy(&text);
+    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    Ok(())
+}
+
+/// Waits until these processes have ended, or a while.
+fn await_ends(pidfds: &[OwnedFd], limit: Duration) {
+    let end = monotonic() + limit;
+    if pidfds.is_empty() {
+        // Nobody to wait for: they are about to disappear, or to appear.
+        return std::thread::sleep(limit);
+    }
+    for pidfd in pidfds {
+        let left = end.saturating_sub(monotonic());
+        // Whatever is wrong with a descriptor, the next look at the group tells more.
+        if !pidfd::wait_end(pidfd.as_fd(), left).unwrap_or(true) {
+            return;
+        }
+    }
 }
 
 /// A group that disappears while it is read gives one of these.

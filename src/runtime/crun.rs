@@ -32,6 +32,9 @@ use crate::sys::{fs as files, is_errno, mount, pidfd, process};
 /// How long one call of the runtime may take.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a process may take from the end of its membership in control groups to its end.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
+
 /// How much of the runtime's log is read, in bytes.
 pub const LOG_MAX: usize = 4096;
 
@@ -278,7 +281,7 @@ impl Crun {
         if !self.groups.contains(id, pid) {
             return Err(Error::WrongGroup { id: id.clone(), pid });
         }
-        if self.known_pid(id).is_some_and(|known| known != pid) {
+        if self.known_init(id).is_some_and(|known| known.pid != pid) {
             return Err(Error::WrongState { pid });
         }
         if pidfd::has_ended(pidfd.as_fd()).unwrap_or(true) {
@@ -289,29 +292,33 @@ impl Crun {
     }
 
     /// The init according to the runtime's own file; `None` = no readable file.
-    fn known_pid(&self, id: &InstanceId) -> Option<u32> {
-        let (name, key) = match self.settings.program.as_ref().ok()?.flavour {
-            Flavour::Crun => ("status", "pid"),
-            Flavour::Runc => ("state.json", "init_process_pid"),
+    fn known_init(&self, id: &InstanceId) -> Option<Init> {
+        let (name, pid, start_time) = match self.settings.program.as_ref().ok()?.flavour {
+            Flavour::Crun => ("status", "pid", "process-start-time"),
+            Flavour::Runc => ("state.json", "init_process_pid", "init_process_start"),
         };
         let path = self.state_dir(id).join(name);
         if fs::metadata(&path).ok()?.len() > STATE_MAX {
             return None;
         }
         let state: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        u32::try_from(state.get(key)?.as_u64()?).ok()
+        let number = |key: &str| state.get(key)?.as_u64();
+        Some(Init { pid: u32::try_from(number(pid)?).ok()?, start_time: number(start_time)? })
     }
 
-    /// The runtime first, because it knows what else it made; then whatever it left.
+    /// Everything that a runtime makes for a specification of ours is in the control groups and in
+    /// its state directory, so both go without a call of it. It is asked only if it knows of a
+    /// process that lives outside of the groups.
     fn delete_container(&self, id: &InstanceId) -> Result<(), Error> {
         let state = self.state_dir(id);
-        if state.exists() {
+        self.groups.kill(id)?;
+        if self.known_init(id).is_some_and(lives_on) {
+            log::warn!("a container has left its control groups instance={id}");
             let arguments = vec!["delete".into(), "-f".into(), id.as_str().into()];
             if let Err(error) = self.call(&self.bundle(id), arguments, None) {
-                log::debug!("{} instance={id}", chain(&error));
+                log::warn!("{} instance={id}", chain(&error));
             }
         }
-        self.groups.kill(id)?;
         let removed = self.groups.remove(id);
         self.groups.remove_parents();
         remove_state(&state).map_err(|source| Error::Remove { path: state, source })?;
@@ -377,6 +384,14 @@ fn remove_state(state: &Path) -> io::Result<()> {
         }
         other => other,
     }
+}
+
+/// Tells whether an init is still there when its groups are empty. One that has just been killed
+/// leaves them a moment before its end.
+fn lives_on(init: Init) -> bool {
+    let Ok(pidfd) = pidfd::open(init.pid) else { return false };
+    process::start_time(init.pid).is_ok_and(|start_time| start_time == init.start_time)
+        && !pidfd::wait_end(pidfd.as_fd(), LAST_MOMENT).unwrap_or(false)
 }
 
 fn log_file(bundle: &Path) -> PathBuf {

@@ -231,6 +231,15 @@ pub fn unmount(target: &Path) -> io::Result<()> {
     }
 }
 
+/// Unmounts what is on top at `target` and all that is mounted on it, at once; what is still in use
+/// goes when it no longer is. Nothing mounted there, or no such path, is success.
+pub fn detach(target: &Path) -> io::Result<()> {
+    match umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Unmounts everything at or below `dir`, the newest first. Goes on after an error and returns
 /// the first one.
 pub fn unmount_below(dir: &Path) -> io::Result<()> {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -51,6 +52,15 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     Ok(retry(|| poll(&mut fds, PollTimeout::ZERO))? > 0)
+}
+
+/// Waits until the process is a zombie or gone; false = `limit` was over before. Rounded up to
+/// milliseconds.
+pub fn wait_end(pidfd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let millis = limit.as_micros().div_ceil(1000);
+    let limit = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    Ok(retry(|| poll(&mut fds, limit))? > 0)
 }
 
 /// True when somebody has taken the status of the process.

@@ -213,6 +213,25 @@ fn close_and_new_start_do_not_race() {
 }
 
 #[test]
+fn nothing_stays_open_of_a_removed_instance() {
+    isolated("nothing_stays_open_of_a_removed_instance", |root| {
+        let bench = Bench::new(settings(root));
+        let mut capture = bench.capture();
+        drop(bench.open());
+        bench.apply_all(&mut capture, at(0));
+        capture.apply(bench.close(), at(1));
+        // The end of the init is noticed late.
+        let exit = Exit::Signal(9);
+        let exited = CaptureCommand::Exited { id: bench.id.clone(), exit, was_asked: true };
+        capture.apply(exited, at(2));
+        assert_eq!(bench.stored(), [(Kind::Exited, "killed by signal 9".to_owned())]);
+        let target = |fd: fs::DirEntry| fs::read_link(fd.path()).unwrap_or_default();
+        let mut open = fs::read_dir("/proc/self/fd").unwrap().flatten().map(target);
+        assert!(!open.any(|path| path.starts_with(root)));
+    });
+}
+
+#[test]
 fn spool_that_was_in_use_is_removed_at_the_end() {
     isolated("spool_that_was_in_use_is_removed_at_the_end", |root| {
         let bench = Bench::new(settings(root));

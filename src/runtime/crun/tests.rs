@@ -124,7 +124,7 @@ fn command_lines() {
         lines,
         format!(
             "{global} {log} create --pid-file RUN/runtime/ID/.pid --bundle RUN/runtime/ID ID\n\
-             {global} {log} start ID\n{global} {log} delete -f ID\n{global} delete -f ID"
+             {global} {log} start ID"
         )
     );
     let (lines, _) = recorded(Flavour::Runc, failed, "");
@@ -133,7 +133,7 @@ fn command_lines() {
         lines,
         format!(
             "{global} {log} create --pid-file RUN/runtime/ID/.pid --bundle RUN/runtime/ID ID\n\
-             {global} {log} start ID\n{global} {log} delete -f ID\n{global} delete -f ID"
+             {global} {log} start ID"
         )
     );
 }
@@ -365,7 +365,7 @@ fn containers_live_and_die(bench: &Bench) {
     let init = crun.create(&id(), &bundle, bench.stdio()).unwrap();
     assert!(crun.groups.contains(&id(), init.pid));
     assert_eq!(process::start_time(init.pid).unwrap(), init.start_time);
-    assert_eq!(crun.known_pid(&id()), Some(init.pid));
+    assert_eq!(crun.known_init(&id()), Some(init));
     assert_eq!(crun.survey(), [id()]);
     assert!(bench.events.try_recv().is_err());
     crun.start(&id()).unwrap();
@@ -392,6 +392,16 @@ fn containers_live_and_die(bench: &Bench) {
     crun.delete(&id()).unwrap();
     bench.expect_exit(Exit::Signal(9));
     crun.delete(&id()).unwrap();
+    bench.expect_nothing_left();
+
+    // Somebody has put it into other groups.
+    let init = bench.run(&["/bin/sleep", "1000"]);
+    for mount in crun.settings.layout.mounts() {
+        files::write_existing(&mount.join("cgroup.procs"), &init.pid.to_string()).unwrap();
+    }
+    assert_eq!(crun.groups.processes(&id()).unwrap(), BTreeSet::new());
+    crun.delete(&id()).unwrap();
+    bench.expect_exit(Exit::Signal(9));
     bench.expect_nothing_left();
 
     // A left-over of the same id is replaced.
