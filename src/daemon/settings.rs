@@ -125,6 +125,7 @@ fn seccomp(path: &Path) -> Result<Arc<serde_json::Value>, Error> {
 pub(super) fn network(config: &Config) -> NetworkSettings {
     let network = &config.network;
     NetworkSettings {
+        working_dir: config.working_dir.clone(),
         run_dir: config.run_dir.clone(),
         hosts: config.instances.hosts.clone(),
         vlan_parent: network.vlan_parent.clone(),

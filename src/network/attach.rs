@@ -501,7 +501,12 @@ impl Domain {
             Some(wired) => {
                 self.take_traffic_of(std::slice::from_ref(id));
                 let removed = self.firewall.remove(&wired.share);
-                self.firewall.forget_flows(wired.address);
+                if self.caps.flow_filter {
+                    self.caps.flow_filter = self.firewall.forget_flows(wired.address);
+                }
+                if !self.caps.flow_filter {
+                    self.firewall.forget_flows_without_filter(wired.address);
+                }
                 removed
             }
             None => Ok(()),

@@ -159,6 +159,9 @@ impl Domain {
             None => parent.and_then(|parent| self.raise_vlan(&wanted, parent.index, index, &view)),
         };
         self.dns.open_zone(id, &bridge, wanted.gateway);
+        if self.dns.is_enabled() && self.dns.responder(id) != Some(wanted.gateway) {
+            self.degrade(format!("names of network {id} are not served: the address is in use"));
+        }
         let parent = vlan.and(parent).map(|link| link.index);
         let standing = Standing { bridge, index, mtu, vlan, parent };
         if let Some(network) = self.networks.get_mut(id) {

@@ -32,11 +32,14 @@ pub(super) struct NetCaps {
     pub(super) vlan: bool,
     /// The queueing discipline for speed limits.
     pub(super) tbf: bool,
+    /// Connections are deleted by address; noticed when it is first needed.
+    pub(super) flow_filter: bool,
 }
 
 impl NetCaps {
     /// Until somebody has looked.
-    pub(super) const ALL: Self = Self { bridge: true, veth: true, vlan: true, tbf: true };
+    pub(super) const ALL: Self =
+        Self { bridge: true, veth: true, vlan: true, tbf: true, flow_filter: true };
 
     /// Asks the kernel.
     pub(super) fn detect(links: &mut Channel) -> Self {
@@ -59,7 +62,8 @@ impl NetCaps {
             knows(kind, Errno::EOPNOTSUPP, &|messages| rtnl::ask_for_kind(messages, kind))
         };
         let (bridge, veth, vlan) = (knows_link("bridge"), knows_link("veth"), knows_link("vlan"));
-        Self { bridge, veth, vlan, tbf: knows("tbf", Errno::ENOENT, &shaping::ask_for_tbf) }
+        let tbf = knows("tbf", Errno::ENOENT, &shaping::ask_for_tbf);
+        Self { bridge, veth, vlan, tbf, ..Self::ALL }
     }
 }
 

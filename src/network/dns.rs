@@ -26,6 +26,7 @@ use nix::sys::socket::{
 use self::tcp::{Connection, MAX_CONNECTIONS, MAX_OF_ONE, Turn};
 use super::naming::LinkName;
 use super::packet::{self, Answer, Query, Unfit};
+use super::plan::MAX_SERVERS;
 use crate::model::id::{InstanceId, NetworkId};
 use crate::sys::random;
 
@@ -170,6 +171,11 @@ impl Dns {
     /// Closing sockets takes them out of the poll.
     fn close_zone(&mut self, id: &NetworkId) -> Option<Zone> {
         self.zones.remove(id)
+    }
+
+    /// The configuration wants a responder.
+    pub(super) fn is_enabled(&self) -> bool {
+        self.enabled
     }
 
     /// Address of the responder of a network, if it runs.
@@ -461,6 +467,9 @@ impl Dns {
             let ourselves = self.zones.values().any(|zone| server == IpAddr::V4(zone.address));
             if !ourselves && !servers.contains(&server) {
                 servers.push(server);
+            }
+            if servers.len() == MAX_SERVERS {
+                break;
             }
         }
         servers

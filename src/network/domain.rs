@@ -22,6 +22,7 @@ use super::names;
 use super::naming::{self, LinkName};
 use super::notices::Notices;
 use super::plan::Wanted;
+use super::reference;
 use super::rtnl::{self, Index, Link};
 use super::rules::{self, Entry, Policy};
 use super::settings::NetworkSettings;
@@ -178,6 +179,7 @@ impl Domain {
     /// Finds what is left of an earlier life and installs the rules. Errors are not fatal: what
     /// needs the missing part fails with its reason, and each attach tries again.
     pub(super) fn start(&mut self) {
+        reference::sweep(&self.settings.working_dir);
         self.detect();
         if !self.caps.tbf {
             // Before the rules are installed, so that those of instances that run stay.

@@ -35,6 +35,8 @@ const RETRY_PAUSES: [Duration; 3] =
 const MAX_LISTS: u32 = 8;
 /// Types of our objects.
 const OBJECTS: [u32; 3] = [object::COUNTER, object::QUOTA, object::LIMIT];
+/// Tables of the older packet filter, which nf_tables does not list.
+const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 /// What a kernel without it lacks.
 const FEATURE: &str = "nf_tables with nat, masquerade and conntrack";
 
@@ -68,6 +70,8 @@ struct Found {
     /// Rules to delete one by one: chain and handle.
     rules: Vec<(String, u64)>,
     chains: Vec<String>,
+    /// Tables of the successor generation.
+    tables: Vec<String>,
     sets: Vec<String>,
     /// Type and name.
     objects: Vec<(u32, String)>,
@@ -89,6 +93,10 @@ impl Firewall {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         self.entries = left_entries(channel).map_err(|error| error.lacking(FEATURE))?;
         self.meters = left_meters(channel).map_err(|error| error.lacking(FEATURE))?;
+        let legacy = std::fs::read_to_string(LEGACY_TABLES).unwrap_or_default();
+        if legacy.lines().any(|table| table == "filter") {
+            warn!("rules of legacy iptables may drop packets, too table=filter");
+        }
         self.rebuild()
     }
 
@@ -212,13 +220,36 @@ impl Firewall {
         Ok(())
     }
 
-    /// Lets nothing of the connections of an address reach its next owner.
-    pub(super) fn forget_flows(&mut self, address: Ipv4Addr) {
-        let Some(channel) = &mut self.channel else { return };
+    /// Lets nothing of the connections of an address reach its next owner. `false`: the kernel takes
+    /// no filter, and should be asked `without_filter`.
+    pub(super) fn forget_flows(&mut self, address: Ipv4Addr) -> bool {
+        let Some(channel) = &mut self.channel else { return true };
         let mut messages = Messages::new();
         conntrack::forget(&mut messages, address);
-        if let Err(err) = channel.execute(&mut messages) {
-            debug!("connections of a former address are not forgotten err={}", chain(&err));
+        match channel.execute(&mut messages) {
+            Err(Error::Kernel(refusal)) if refusal.errno == Errno::EINVAL => return false,
+            Err(err) => debug!("old connections are not forgotten err={}", chain(&err)),
+            Ok(()) => {}
+        }
+        true
+    }
+
+    /// The same on a kernel that takes no filter.
+    pub(super) fn forget_flows_without_filter(&mut self, address: Ipv4Addr) {
+        let Some(channel) = &mut self.channel else { return };
+        let mut request = conntrack::list_flows();
+        let flows =
+            match channel.dump(&mut request, |message| conntrack::parse_flow(message, address)) {
+                Ok(flows) => flows,
+                Err(err) => return debug!("old connections are not listed err={}", chain(&err)),
+            };
+        for portion in flows.chunks(conntrack::FLOWS_PER_SEND) {
+            let mut messages = Messages::new();
+            portion.iter().for_each(|flow| conntrack::delete_flow(&mut messages, flow));
+            // One that has ended by itself is an error of its own, and the others go all the same.
+            if let Err(err) = channel.execute(&mut messages) {
+                debug!("an old connection is not forgotten err={}", chain(&err));
+            }
         }
     }
 
@@ -443,7 +474,11 @@ fn list<T>(
 fn survey(channel: &mut Channel) -> Result<Found, Error> {
     let mut found = Found::default();
     for chain in list(channel, &mut listing::list_chains(), listing::parse_chain)? {
-        if chain.table != TABLE || !chain.inet {
+        if chain.inet && chain.table == rules::SUCCESSOR_TABLE {
+            if !found.tables.contains(&chain.table) {
+                found.tables.push(chain.table);
+            }
+        } else if chain.table != TABLE || !chain.inet {
             if chain.hook == Some(nft::HOOK_FORWARD) && chain.drops {
                 warn!(
                     "a foreign chain drops forwarded packets table={} chain={}",
@@ -458,7 +493,8 @@ fn survey(channel: &mut Channel) -> Result<Found, Error> {
     }
     for rule in list(channel, &mut listing::list_rules(TABLE), listing::parse_rule)? {
         let foreign_chain = !is_ours(&rule.chain);
-        if foreign_chain && (rule.comment == rules::COMMENT || is_ours(&rule.target)) {
+        let ours = rule.comment == rules::COMMENT || is_ours(&rule.target) || rule.is_successor;
+        if foreign_chain && ours {
             found.rules.push((rule.chain, rule.handle));
         }
     }
@@ -493,6 +529,9 @@ fn remove_found(batch: &mut Messages, found: &Found) {
     }
     for (kind, name) in &found.objects {
         nft::delete_object(batch, TABLE, *kind, name);
+    }
+    for table in &found.tables {
+        nft::delete_table(batch, table);
     }
 }
 

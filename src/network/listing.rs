@@ -3,12 +3,14 @@
 
 use super::channel;
 use super::nft::{
-    DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, FAMILY_INET, FAMILY_UNSPEC,
-    POLICY_DROP, SUBSYSTEM, add, chain, element, message, object, rule, set,
+    CMP_DIFFERENT, DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, FAMILY_INET,
+    FAMILY_UNSPEC, POLICY_DROP, SUBSYSTEM, add, chain, element, message, object, rule, set,
 };
 use super::wire::{Message, Messages, attributes, find, text};
 
 const GENERATION_ID: u16 = 1;
+const COMPARE_OPERATOR: u16 = 2;
+const COMPARE_DATA: u16 = 3;
 
 /// A chain as the kernel lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,6 +65,8 @@ pub(super) struct Rule {
     pub(super) comment: String,
     /// Chain that it jumps or goes to.
     pub(super) target: String,
+    /// One of the successor generation: masquerades what leaves by another link than a bridge of it.
+    pub(super) is_successor: bool,
 }
 
 /// Request for all rules of a table.
@@ -77,11 +81,13 @@ pub(super) fn list_rules(table: &str) -> Messages {
 pub(super) fn parse_rule(message: &Message<'_>) -> Option<Rule> {
     let attributes = body(message, message::NEWRULE)?;
     let handle = find(attributes, rule::HANDLE)?;
+    let expressions = find(attributes, rule::EXPRESSIONS).unwrap_or_default();
     Some(Rule {
         chain: text(find(attributes, rule::CHAIN)?).to_owned(),
         handle: u64::from_be_bytes(handle.try_into().ok()?),
         comment: find(attributes, rule::USER_DATA).map(comment_of).unwrap_or_default().to_owned(),
-        target: find(attributes, rule::EXPRESSIONS).and_then(target_of).unwrap_or_default(),
+        target: target_of(expressions).unwrap_or_default(),
+        is_successor: is_successor_masquerade(expressions),
     })
 }
 
@@ -95,6 +101,19 @@ fn comment_of(mut data: &[u8]) -> &str {
         data = &rest[value.len()..];
     }
     ""
+}
+
+fn is_successor_masquerade(expressions: &[u8]) -> bool {
+    let name = |expression| find(expression, EXPRESSION_NAME).map(text).unwrap_or_default();
+    let masquerades = attributes(expressions).any(|(_, expression)| name(expression) == "masq");
+    let not_a_bridge = |expression| {
+        let data = find(expression, EXPRESSION_DATA)?;
+        let differs = find(data, COMPARE_OPERATOR).and_then(be32)? == CMP_DIFFERENT;
+        let value = find(find(data, COMPARE_DATA)?, DATA_VALUE)?;
+        Some(name(expression) == "cmp" && differs && value.starts_with(b"br-"))
+    };
+    let mut all = attributes(expressions);
+    masquerades && all.any(|(_, expression)| not_a_bridge(expression) == Some(true))
 }
 
 fn target_of(expressions: &[u8]) -> Option<String> {

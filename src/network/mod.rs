@@ -33,6 +33,7 @@ mod nft;
 mod notices;
 mod packet;
 mod plan;
+mod reference;
 mod rtnl;
 mod rules;
 mod settings;

@@ -161,8 +161,7 @@ pub(super) fn new_table(batch: &mut Messages, name: &str) {
     });
 }
 
-/// Only for tests: everything of the OS in the table would go, too.
-#[cfg(test)]
+/// Not for our own table: everything of the OS in it would go, too.
 pub(super) fn delete_table(batch: &mut Messages, name: &str) {
     add(batch, "delete firewall table", message::DELTABLE, channel::REQUEST, |p| {
         p.text(table::NAME, name);
@@ -496,7 +495,7 @@ const DESTINATION: u32 = 16;
 const SOURCE6: u32 = 8;
 const DESTINATION6: u32 = 24;
 const CMP_EQUAL: u32 = 0;
-const CMP_DIFFERENT: u32 = 1;
+pub(super) const CMP_DIFFERENT: u32 = 1;
 /// `ct state` bits.
 pub(super) const STATE_INVALID: u32 = 1;
 pub(super) const STATE_REPLY: u32 = 2 | 4;

@@ -21,6 +21,8 @@ use crate::ports::NetworkPlan;
 pub(super) const MAX_ENDPOINTS: usize = 1024;
 /// Networks of one node: far above the 15 subnets that a CM hands out.
 pub(super) const MAX_NETWORKS: usize = 256;
+/// Name servers of one instance, and that are asked for one network: a resolver takes three.
+pub(super) const MAX_SERVERS: usize = 8;
 const MAX_VLAN_ID: u64 = 4094;
 const MIN_PREFIX: u8 = 8;
 const MAX_PREFIX: u8 = 30;
@@ -263,6 +265,10 @@ fn name_servers(id: &InstanceId, texts: &[String]) -> Vec<IpAddr> {
     let mut servers = Vec::new();
     for text in texts.iter().filter(|text| !text.is_empty()) {
         match text.parse() {
+            Ok(_) if servers.len() == MAX_SERVERS => {
+                warn!("ignoring name servers beyond the first {MAX_SERVERS} instance={id}");
+                break;
+            }
             Ok(server) if !servers.contains(&server) => servers.push(server),
             Ok(_) => {}
             Err(_) => warn!("ignoring malformed name server instance={id} server={text:?}"),

@@ -25,6 +25,9 @@ pub(super) const PREFIX: &str = "aos_";
 /// Chains that the successor generation (9.x) leaves behind.
 pub(super) const SUCCESSOR_PREFIX: &str = "instance_";
 
+/// Its table for traffic.
+pub(super) const SUCCESSOR_TABLE: &str = "aos-traffic";
+
 pub(super) const FORWARD: &str = "forward";
 pub(super) const POSTROUTING: &str = "postrouting";
 const FILTER: &str = "aos_fwd";

@@ -10,6 +10,8 @@ use crate::model::node::Host;
 /// Keys `network.*` of the configuration, and what else the net thread needs of it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NetworkSettings {
+    /// Where the Go service manager kept its state of CNI (`workingDir`); empty = nowhere.
+    pub working_dir: PathBuf,
     /// Root of the volatile files (`runDir`).
     pub run_dir: PathBuf,
     /// Lines that go into the `hosts` file of every instance; malformed ones are left out.
@@ -39,6 +41,7 @@ pub struct NetworkSettings {
 impl Default for NetworkSettings {
     fn default() -> Self {
         Self {
+            working_dir: PathBuf::new(),
             run_dir: PathBuf::from("/run/aos"),
             hosts: Vec::new(),
             vlan_parent: String::new(),

@@ -282,3 +282,55 @@ fn a_kernel_without_bridges_or_pairs_is_reported() {
         assert!(rig.namespaces().is_empty());
     });
 }
+
+/// What the 9.x generation has set up, beside what the image of the OS has.
+#[test]
+fn rules_of_the_successor_go() {
+    on_a_host("faults_successor", |rig: &mut Rig| {
+        rig.stop();
+        rig.flush_rules();
+        let Some(()) = rig.nft(
+            "table inet aos {\n\
+             chain instance_a {\n ip daddr 172.17.0.0/16 accept\n ip saddr 172.17.0.2 accept\n }\n\
+             chain forward {\n type filter hook forward priority filter; policy drop;\n\
+               ct state invalid drop\n ip daddr 172.17.0.2 jump instance_a\n }\n\
+             chain postrouting {\n type nat hook postrouting priority srcnat; policy accept;\n\
+               ip saddr 172.17.0.0/16 oifname != \"br-00c0ffee\" masquerade\n\
+               ip saddr 10.9.0.0/16 oifname \"theirs\" masquerade\n }\n\
+             }\n\
+             table inet aos-traffic {\n chain in_a {\n counter\n }\n\
+             chain forward {\n type filter hook forward priority 0;\n jump in_a\n }\n }\n\
+             table ip aos-traffic {\n chain c {\n counter\n }\n }\n",
+        ) else {
+            println!("SKIP faults_successor: the program nft is missing");
+            rig.restart();
+            return;
+        };
+        rig.restart();
+        assert!(rig.update(&[NET1]).is_empty());
+        let all = rig.nft_list("ruleset");
+        for gone in ["instance_a", "table inet aos-traffic", "br-00c0ffee"] {
+            assert!(!all.contains(gone), "{gone}: {all}");
+        }
+        for kept in ["table ip aos-traffic", "10.9.0.0/16", "policy drop", "ct state invalid drop"]
+        {
+            assert!(all.contains(kept), "{kept}: {all}");
+        }
+    });
+}
+
+/// Another name server of the host has taken all addresses.
+#[test]
+fn a_network_works_without_its_name_server() {
+    on_a_host("faults_port_53", |rig: &mut Rig| {
+        let _taken = std::net::UdpSocket::bind(("0.0.0.0", 53)).unwrap();
+        assert!(rig.update(&[NET1]).is_empty());
+        assert!(rig.alerts()[0].contains("names of network net1 are not served"));
+        let mut plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        plan.params.dns_servers = (1..=20).map(|last| format!("10.0.0.{last}")).collect();
+        rig.net.attach(&plan).unwrap();
+        let expect: String = (1..=8).map(|last| format!("nameserver\t10.0.0.{last}\n")).collect();
+        assert_eq!(rig.file(&plan, "resolv.conf"), expect);
+        assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+    });
+}

@@ -228,3 +228,27 @@ fn counters_survive_daemon_and_node() {
         assert_eq!(rig.instance(&a).reaches(&rig.node(), [172, 17, 0, 1].into()).unwrap(), A);
     });
 }
+
+/// What the configuration calls local is not counted, and nothing else is local any more.
+#[test]
+fn local_networks_are_those_of_the_configuration() {
+    let local_networks = vec![("203.0.113.0".parse().unwrap(), 24)];
+    let settings = NetworkSettings { local_networks, ..Default::default() };
+    with_settings("traffic_local", settings, |rig: &mut Rig| {
+        rig.add_outside();
+        rig.update(&[NET1, ("net2", "172.18.0.0/16", "172.18.0.1")]);
+        let mut a = one(rig);
+        a.params.rules = vec![super::rig::rule("172.17.0.2", "172.18.0.2", 80)];
+        a.quotas.upload_bytes = Some(100_000);
+        let b = rig.plan("net2", "172.18.0.0/16", "172.18.0.2", 1);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        assert_eq!(upload(rig, &a, 300 * KIB), 300 * KIB);
+        assert_eq!(counted(rig, &a), Volume::default());
+        let listener = rig.instance(&b).listen(80);
+        let client = rig.instance(&a).open([172, 18, 0, 2].into(), 80).unwrap();
+        let received = send((client, listener.accept().unwrap().0), 300 * KIB);
+        assert!(received < 100_000, "{received}");
+        assert!(counted(rig, &b).download_bytes > 0);
+    });
+}

@@ -150,6 +150,29 @@ fn what_a_service_sees() {
 }
 
 #[test]
+fn instances_find_each_other_by_name() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.service("web", &format!("echo found >/storage/index.html; {WEB}"), "port=8080/tcp");
+    let script = "until /busybox nslookup 0.subject.web.provider >/storage/names; do \
+            /busybox sleep 0.1; done; \
+        until /busybox wget -q -O /storage/got http://subject.web:8080/; do \
+            /busybox sleep 0.1; done; \
+        echo done >/storage/done; exec /busybox sleep 10000";
+    unit.service("client", script, "");
+    unit.say("instance web ip=10.213.0.2");
+    unit.say("instance client ip=10.213.0.3");
+    unit.say("run");
+    unit.say("wait active");
+    unit.expect_stored("client/subject/0", "done", "done");
+    assert_eq!(unit.stored("client/subject/0", "got").unwrap(), "found\n");
+    let names = unit.stored("client/subject/0", "names").unwrap();
+    assert!(names.contains("10.213.0.1") && names.contains("10.213.0.2"), "{names}");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
 fn an_instance_without_network_storage_and_state() {
     require!(root, memory, runc, busybox);
     let mut unit = Setup::new().registered();
