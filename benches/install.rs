@@ -130,9 +130,10 @@ fn install(place: &Path, package: &Path) -> Outcome<(Duration, Duration)> {
         },
     };
     let package = Package::Service(wanted);
-    let plan = InstallPlan { package, evictable: Vec::new(), used_bytes: 0 };
+    let (evictable, unfinished) = (Vec::new(), Vec::new());
+    let plan = InstallPlan { package, evictable, used_bytes: 0, unfinished };
     let (begun, computed) = (Instant::now(), processor_time()?);
-    let installed = store.install(&plan, &mut Vec::new())?;
+    let installed = store.install(&plan, &mut Vec::new(), &|| false)?;
     let took = (begun.elapsed(), processor_time()?.saturating_sub(computed));
     if let Installed::Service(row, _) = installed {
         store.remove(&row.path)?;

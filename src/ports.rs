@@ -14,7 +14,7 @@ use crate::model::desired::InstanceNetwork;
 use crate::model::event::Exit;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started};
+use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started, Verified};
 use crate::model::node::Host;
 use crate::model::service::{InstalledService, Quotas, ServiceImage};
 use crate::model::traffic::Traffic;
@@ -117,14 +117,19 @@ pub trait LogSinks: Send + Sync {
     fn survey(&self) -> Vec<InstanceId>;
 }
 
+/// Asked now and then by work that takes long: true = end it, nobody wants it any more.
+pub type Halt<'a> = &'a dyn Fn() -> bool;
+
 /// Installed packages.
 pub trait Images: Send + Sync {
-    /// One attempt: download, verify, unpack, publish by rename. On failure nothing is left.
-    /// `evicted` gets what had to be removed to make room, also when the install fails.
+    /// One attempt: download, verify, unpack, publish by rename. On failure nothing is left but
+    /// what came of a download that may be taken up again. `evicted` gets what had to be removed
+    /// to make room, also when the install fails.
     fn install(
         &self,
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
+        halt: Halt<'_>,
     ) -> Result<Installed, Failure>;
     /// Reads and cheaply checks an installed service.
     fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure>;
@@ -132,7 +137,7 @@ pub trait Images: Send + Sync {
     /// failure names the package that is not.
     fn check(&self, plan: &StartPlan) -> Result<(), Failure>;
     /// Reads all of an installed package. A failure that is not transient: it is damaged.
-    fn verify(&self, row: &Row) -> Result<(), Failure>;
+    fn verify(&self, row: &Row, halt: Halt<'_>) -> Result<Verified, Failure>;
     /// Removes the directory of a package; a missing one is success.
     fn remove(&self, path: &Path) -> Result<(), Failure>;
     /// Empties the staging and download places, removes image directories that are neither in

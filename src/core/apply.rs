@@ -164,6 +164,7 @@ impl State {
         for desired in request.instances {
             self.want_instance(desired, request.force_restart);
         }
+        self.give_up_nameless();
         self.round = true;
         if self.cm.registered {
             self.cm.full_status_by = Some(now.mono + ROUND_LIMIT);
@@ -207,6 +208,9 @@ impl State {
             self.rejected.push((ident, ErrorInfo::text(text)));
             return;
         }
+        if let Some(instance) = self.take_nameless(&desired) {
+            return drop(self.instances.insert(instance.id.clone(), instance));
+        }
         let id = (self.new_id)();
         self.changes.push(Change::PutInstance(StoredInstance {
             id: id.clone(),
@@ -249,7 +253,7 @@ impl State {
             JobDone::Surveyed(found) => self.surveyed(found),
             JobDone::Loaded { key, result } => {
                 self.exec_ended();
-                self.packages.read(&key, result);
+                self.packages.read(&key, result, now.mono);
                 self.stale_goals = true;
             }
             JobDone::Started { id, result, unkillable } => {
@@ -265,7 +269,8 @@ impl State {
             JobDone::Discarded => self.packages.discarded(),
             JobDone::LookedAtDisks(figures) => self.disks_answered = Some(figures),
             JobDone::Checked { key, result } => {
-                self.stale_goals |= self.packages.checked(&key, result, now.mono);
+                self.stale_goals |=
+                    self.packages.checked(&key, result, now.mono, &mut self.changes);
             }
             JobDone::Installed { key, evicted, result } => {
                 self.packages.installed(&key, &evicted, result, now, &mut self.changes);
@@ -290,6 +295,7 @@ impl State {
         for Found { id, record } in found {
             let service = record.as_ref().map(Record::service);
             let Some(instance) = self.instances.get_mut(&id) else {
+                let Some(record) = self.keep_nameless(&id, record) else { continue };
                 if let Some(record) = record.filter(|r| !r.secret_hash.is_empty())
                     && !self.by_ident.contains_key(&record.ident)
                 {
@@ -464,6 +470,9 @@ impl State {
         }
         if self.survey == Survey::Due {
             self.survey = Survey::Done;
+        }
+        if !self.policy.keep_instances_on_exit {
+            self.give_up_nameless();
         }
         self.stale_goals = true;
     }

@@ -94,6 +94,10 @@ impl State {
             return Goal::Wait;
         }
         let key = record.service();
+        // What it runs from may be found again on disk, or come anew.
+        if self.packages.is_coming(&key) {
+            return Goal::Wait;
+        }
         self.goal_of_version(now, id, &key, pass)
     }
 
@@ -110,6 +114,16 @@ impl State {
         }
         let image = match &service.image {
             Image::Read(image) => image.clone(),
+            Image::Unreadable { failure, .. } => {
+                pass.uncertain = true;
+                let error = ErrorInfo::text(format!("cannot read image of {key}: {failure}"));
+                let found = matches!(
+                    self.instances.get(id).map(|instance| &instance.phase),
+                    Some(Phase::Found(_))
+                );
+                // What runs from it can be taken over as soon as it can be read.
+                return if found { Goal::Wait } else { Goal::Blocked { error, keep: true } };
+            }
             image @ (Image::Reading | Image::Unread) => {
                 if matches!(image, Image::Unread) {
                     pass.unread.insert(key.clone());

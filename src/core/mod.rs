@@ -10,6 +10,7 @@
 pub mod state;
 pub mod instance;
 pub mod package;
+pub mod nameless;
 pub mod inputs;
 pub mod limiter;
 pub mod apply;

@@ -7,6 +7,7 @@
 //! other lasts until the next request. Not here: damage of what is installed (`care`).
 
 mod care;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,16 +18,20 @@ use crate::core::version;
 use crate::model::desired::RunRequest;
 use crate::model::failure::Failure;
 use crate::model::id::{Digest, PackageKey, ServiceId, ServiceKey};
-use crate::model::job::{Evictable, InstallPlan, Installed, Keep, Package};
+use crate::model::job::{InstallPlan, Installed, Keep, Package};
 use crate::model::service::{InstalledLayer, InstalledService, ServiceImage};
 use crate::model::store::{Change, Wanted};
 use crate::ports::Now;
+
+pub use room::Removal;
 
 /// An install that was begun so often without an end crashes the daemon (D33).
 pub const MAX_CRASHED_ATTEMPTS: u32 = 2;
 /// Attempts to install a package for one request, if all of them fail by something transient.
 pub const MAX_ATTEMPTS: u32 = 5;
-/// Pauses between them; each is longer by up to a quarter, so that nodes do not ask in step.
+/// Pauses between them; each is longer by up to a quarter, so that nodes do not ask in step. Also
+/// those between attempts to read an image that the disk does not give; after the last one it is
+/// damaged.
 const PAUSES: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(15),
@@ -41,6 +46,14 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Service {
     pub row: Arc<InstalledService>,
     pub image: Image,
+    /// Times in a row that the disk did not give the image.
+    failed_reads: usize,
+}
+
+impl Service {
+    fn new(row: InstalledService, image: Image) -> Self {
+        Self { row: Arc::new(row), image, failed_reads: 0 }
+    }
 }
 
 /// The content of an installed service, read when an instance needs it.
@@ -49,6 +62,12 @@ pub enum Image {
     Unread,
     Reading,
     Read(Arc<ServiceImage>),
+    /// The disk does not give it at the moment.
+    Unreadable {
+        failure: Failure,
+        /// Next try, CLOCK_MONOTONIC.
+        again: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -142,6 +161,16 @@ fn pause(key: &PackageKey, failed_attempts: u32) -> Duration {
     pause + pause / 4 * (mix % 256) / 256
 }
 
+/// The install that the fetch thread is at.
+#[derive(Debug)]
+struct Installing {
+    package: Package,
+    /// Nobody wants it any more, or from elsewhere: how it ends says nothing.
+    cancelled: bool,
+    /// The fetch thread has to be told so.
+    tell: bool,
+}
+
 /// What there is of a service id.
 #[derive(Debug)]
 pub enum Lookup<'a> {
@@ -168,7 +197,7 @@ pub struct Packages {
     services: BTreeMap<ServiceKey, Service>,
     layers: BTreeMap<Digest, InstalledLayer>,
     pending: BTreeMap<PackageKey, Pending>,
-    installing: Option<PackageKey>,
+    installing: Option<Installing>,
     removing: Option<PackageKey>,
     /// Directories without a row, to be removed as soon as nothing runs from them.
     discard: Vec<(PackageKey, PathBuf)>,
@@ -188,9 +217,7 @@ impl Packages {
         layers: Vec<InstalledLayer>,
         wanted: Vec<Wanted>,
     ) -> Self {
-        let service = |row: InstalledService| {
-            (row.key.clone(), Service { row: Arc::new(row), image: Image::Unread })
-        };
+        let service = |row: InstalledService| (row.key.clone(), Service::new(row, Image::Unread));
         let pending = |(order, wanted): (usize, Wanted)| {
             let crashed = wanted.attempts_begun >= MAX_CRASHED_ATTEMPTS;
             let text = "installation crashed: the daemon ended twice while installing it";
@@ -235,10 +262,11 @@ impl Packages {
                 continue;
             }
             if self.is_installed(&key) {
+                self.note_origin(&key, package.source(), changes);
                 continue;
             }
             // What is being installed may still crash the daemon.
-            let attempts_begun = u32::from(self.installing.as_ref() == Some(&key));
+            let attempts_begun = u32::from(self.is_installing(&key));
             let wanted = Wanted { package, attempts_begun, last_error: String::new() };
             changes.push(Change::PutWanted(wanted.clone()));
             pending.insert(key, Pending::new(wanted, order));
@@ -247,7 +275,30 @@ impl Packages {
             changes.push(Change::RemoveWanted(key.clone()));
         }
         self.pending = pending;
+        self.cancel_unwanted();
         self.mark_unused(&named, now_ms, changes);
+    }
+
+    fn is_installing(&self, key: &PackageKey) -> bool {
+        self.installing.as_ref().is_some_and(|one| one.package.key() == *key)
+    }
+
+    /// A running install ends if the newest request does not want exactly that.
+    fn cancel_unwanted(&mut self) {
+        let Some(running) = &mut self.installing else { return };
+        let pending = self.pending.get(&running.package.key());
+        let wanted = pending.is_some_and(|pending| pending.wanted.package == running.package);
+        if !wanted && !running.cancelled {
+            log::info!("no longer wanted, giving up package={}", running.package.key());
+            (running.cancelled, running.tell) = (true, true);
+        }
+    }
+
+    /// The install that is to be given up, once.
+    pub fn take_cancelled(&mut self) -> Option<PackageKey> {
+        let running = self.installing.as_mut().filter(|running| running.tell)?;
+        running.tell = false;
+        Some(running.package.key())
     }
 
     fn is_installed(&self, key: &PackageKey) -> bool {
@@ -322,6 +373,17 @@ impl Packages {
         newest.map_or(Lookup::Unknown, |(_, lookup)| lookup)
     }
 
+    /// The version is to be installed, and there is still an attempt to be made.
+    pub fn is_coming(&self, key: &ServiceKey) -> bool {
+        let pending = self.pending.get(&PackageKey::Service(key.clone()));
+        pending.is_some_and(|p| p.failure.is_none() || p.retry != Retry::Never)
+    }
+
+    /// The database was empty at start and no request has come yet.
+    pub fn is_unclaimed(&self) -> bool {
+        self.unclaimed
+    }
+
     /// A version that is on this host to stay, wanted or not.
     pub fn installed_service(&self, key: &ServiceKey) -> Option<&Service> {
         let service = self.services.get(key)?;
@@ -361,10 +423,25 @@ impl Packages {
         Some(service.row.clone())
     }
 
-    pub fn read(&mut self, key: &ServiceKey, result: Result<Box<ServiceImage>, Failure>) {
+    pub fn read(
+        &mut self,
+        key: &ServiceKey,
+        result: Result<Box<ServiceImage>, Failure>,
+        now: Duration,
+    ) {
         let Some(service) = self.services.get_mut(key) else { return };
         match result {
-            Ok(image) => service.image = Image::Read(Arc::new(*image)),
+            Ok(image) => {
+                service.image = Image::Read(Arc::new(*image));
+                service.failed_reads = 0;
+            }
+            // A disk that is silent for a moment has not lost anything.
+            Err(failure) if failure.transient && service.failed_reads < PAUSES.len() => {
+                let again = now + PAUSES[service.failed_reads];
+                log::warn!("cannot read image now package={key} err={failure}");
+                service.failed_reads += 1;
+                service.image = Image::Unreadable { failure, again };
+            }
             Err(failure) => {
                 service.image = Image::Unread;
                 self.note_damage(&PackageKey::Service(key.clone()), failure);
@@ -382,10 +459,7 @@ impl Packages {
         if self.unclaimed {
             return Keep::All;
         }
-        let source = |p: &Pending| match &p.wanted.package {
-            Package::Service(service) => service.source.sha3_256.clone(),
-            Package::Layer(layer) => layer.source.sha3_256.clone(),
-        };
+        let source = |p: &Pending| p.wanted.package.source().sha3_256.clone();
         Keep::Packages(self.pending.values().map(source).collect())
     }
 
@@ -456,19 +530,13 @@ impl Packages {
         pending.retry = Retry::Running;
         changes.push(Change::PutWanted(pending.wanted.clone()));
         let package = pending.wanted.package.clone();
-        log::info!("installing package={key} url={}", package_url(&package));
-        self.installing = Some(key.clone());
+        log::info!("installing package={key} url={}", package.source().url);
+        self.installing =
+            Some(Installing { package: package.clone(), cancelled: false, tell: false });
         self.at_risk = evictable.iter().map(|e| e.key.clone()).collect();
         let used_bytes = self.used_bytes(&package);
-        Some(InstallPlan { package, evictable, used_bytes })
-    }
-
-    /// Size of all installed packages of the same kind.
-    fn used_bytes(&self, like: &Package) -> u64 {
-        match like {
-            Package::Service(_) => self.services.values().map(|s| s.row.size_bytes).sum(),
-            Package::Layer(_) => self.layers.values().map(|l| l.size_bytes).sum(),
-        }
+        let unfinished = self.pending.values().map(|p| p.wanted.package.source().clone());
+        Some(InstallPlan { unfinished: unfinished.collect(), package, evictable, used_bytes })
     }
 
     /// When the next attempt after a failure is due, CLOCK_MONOTONIC.
@@ -480,10 +548,10 @@ impl Packages {
         at.min()
     }
 
-    /// Ends the silence about failures that last; true if there is something to tell. `next` gets
+    /// Ends the silence about failures that last; true if there is something to tell or to try. `next` gets
     /// when to look again.
     pub fn note_time(&mut self, now: Duration, next: &mut Option<Duration>) -> bool {
-        let mut told = false;
+        let mut told = self.note_reread(now, next);
         for pending in self.pending.values_mut() {
             match pending.quiet_until {
                 Some(until) if now >= until => {
@@ -497,24 +565,19 @@ impl Packages {
         told
     }
 
-    /// Unused packages, the one that has been unused longest first.
-    fn evictable(&self, in_use: &BTreeSet<PackageKey>) -> Vec<Evictable> {
-        let services = self.services.iter().filter_map(|(key, s)| {
-            let since = s.row.unused_since_ms?;
-            let key = PackageKey::Service(key.clone());
-            Some((since, Evictable { key, path: s.row.path.clone(), size_bytes: s.row.size_bytes }))
-        });
-        let layers = self.layers.iter().filter_map(|(digest, row)| {
-            let key = PackageKey::Layer(digest.clone());
-            Some((
-                row.unused_since_ms?,
-                Evictable { key, path: row.path.clone(), size_bytes: row.size_bytes },
-            ))
-        });
-        let mut list: Vec<(i64, Evictable)> =
-            services.chain(layers).filter(|(_, e)| !in_use.contains(&e.key)).collect();
-        list.sort_by_key(|(since, _)| *since);
-        list.into_iter().map(|(_, evictable)| evictable).collect()
+    /// What could not be read is tried again in time.
+    fn note_reread(&mut self, now: Duration, next: &mut Option<Duration>) -> bool {
+        let mut due = false;
+        for service in self.services.values_mut() {
+            let Image::Unreadable { again, .. } = service.image else { continue };
+            if now >= again {
+                service.image = Image::Unread;
+                due = true;
+            } else {
+                *next = Some(next.map_or(again, |next| next.min(again)));
+            }
+        }
+        due
     }
 
     /// The install has ended. What it made is kept even if a newer request no longer wants it.
@@ -526,7 +589,7 @@ impl Packages {
         now: Now,
         changes: &mut Vec<Change>,
     ) {
-        self.installing = None;
+        let cancelled = self.installing.take().is_some_and(|running| running.cancelled);
         evicted.iter().for_each(|key| self.forget(key, changes));
         for survivor in std::mem::take(&mut self.at_risk) {
             // A request that came meanwhile asked for it once more, to be on the safe side.
@@ -545,8 +608,12 @@ impl Packages {
             Err(failure) => {
                 let replaces = self.has_other_version(key);
                 let Some(pending) = self.pending.get_mut(key) else {
-                    return log::error!("cannot install package={key} err={failure}");
+                    return log::info!("install given up package={key} err={failure}");
                 };
+                if cancelled {
+                    pending.wanted.attempts_begun = 0;
+                    return changes.push(Change::PutWanted(pending.wanted.clone()));
+                }
                 pending.fail(failure, now.mono, replaces);
                 changes.push(Change::PutWanted(pending.wanted.clone()));
             }
@@ -560,7 +627,8 @@ impl Packages {
 
     /// The daemon stops in good order: the running install counts as not begun.
     pub fn interrupt(&mut self, changes: &mut Vec<Change>) {
-        if let Some(pending) = self.installing.as_ref().and_then(|key| self.pending.get_mut(key)) {
+        let running = self.installing.as_ref().map(|running| running.package.key());
+        if let Some(pending) = running.and_then(|key| self.pending.get_mut(&key)) {
             pending.wanted.attempts_begun = 0;
             changes.push(Change::PutWanted(pending.wanted.clone()));
         }
@@ -576,7 +644,7 @@ impl Packages {
             Installed::Service(mut row, image) => {
                 row.unused_since_ms = unused_since_ms;
                 changes.push(Change::PutService((*row).clone()));
-                let service = Service { row: Arc::new(*row), image: Image::Read(Arc::new(*image)) };
+                let service = Service::new(*row, Image::Read(Arc::new(*image)));
                 self.services.insert(service.row.key.clone(), service);
             }
             Installed::Layer(mut row) => {
@@ -601,97 +669,9 @@ impl Packages {
             }
         }
     }
-
-    /// A package whose time is over, if nothing else is going on. Otherwise when to look again
-    /// (Unix time, milliseconds).
-    pub fn next_removal(
-        &mut self,
-        in_use: &BTreeSet<PackageKey>,
-        service_ttl: Duration,
-        layer_ttl: Duration,
-        now_ms: i64,
-    ) -> Removal {
-        if !self.is_idle() {
-            return Removal::None;
-        }
-        let mut next = None;
-        for evictable in self.evictable(in_use) {
-            let ttl = match evictable.key {
-                PackageKey::Service(_) => service_ttl,
-                PackageKey::Layer(_) => layer_ttl,
-            };
-            let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
-            let due = self.unused_since(&evictable.key).unwrap_or(now_ms).saturating_add(ttl_ms);
-            if due < now_ms {
-                self.removing = Some(evictable.key.clone());
-                return Removal::Now(evictable);
-            }
-            next = Some(next.map_or(due, |n: i64| n.min(due)));
-        }
-        next.map_or(Removal::None, |due| Removal::At(due.saturating_add(1)))
-    }
-
-    fn unused_since(&self, key: &PackageKey) -> Option<i64> {
-        match key {
-            PackageKey::Service(key) => self.services.get(key)?.row.unused_since_ms,
-            PackageKey::Layer(digest) => self.layers.get(digest)?.unused_since_ms,
-        }
-    }
-
-    pub fn removed(
-        &mut self,
-        key: &PackageKey,
-        result: Result<(), Failure>,
-        now_ms: i64,
-        changes: &mut Vec<Change>,
-    ) {
-        self.removing = None;
-        match result {
-            Ok(()) => self.forget(key, changes),
-            Err(failure) => {
-                log::error!("cannot remove package={key} err={failure}");
-                self.postpone(key, now_ms, changes);
-            }
-        }
-    }
-
-    /// A directory that cannot be removed is not tried again before its time to live has passed
-    /// once more.
-    fn postpone(&mut self, key: &PackageKey, now_ms: i64, changes: &mut Vec<Change>) {
-        match key {
-            PackageKey::Service(key) => {
-                if let Some(service) = self.services.get_mut(key) {
-                    Arc::make_mut(&mut service.row).unused_since_ms = Some(now_ms);
-                    changes.push(Change::PutService((*service.row).clone()));
-                }
-            }
-            PackageKey::Layer(digest) => {
-                if let Some(row) = self.layers.get_mut(digest) {
-                    row.unused_since_ms = Some(now_ms);
-                    changes.push(Change::PutLayer(row.clone()));
-                }
-            }
-        }
-    }
-}
-
-/// Answer of `next_removal`.
-#[derive(Debug, PartialEq)]
-pub enum Removal {
-    Now(Evictable),
-    /// Unix time in milliseconds.
-    At(i64),
-    None,
 }
 
 fn runs_in_any_version(key: &PackageKey, in_use: &BTreeSet<PackageKey>) -> bool {
     let PackageKey::Service(key) = key else { return false };
     in_use.iter().any(|used| matches!(used, PackageKey::Service(used) if used.id == key.id))
-}
-
-fn package_url(package: &Package) -> &str {
-    match package {
-        Package::Service(service) => &service.source.url,
-        Package::Layer(layer) => &layer.source.url,
-    }
 }

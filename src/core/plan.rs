@@ -169,7 +169,8 @@ impl State {
     fn plan_kept_networks(&mut self, effects: &mut Vec<Effect>) {
         let undecided = |i: &Instance| matches!(i.phase, Phase::Found(_) | Phase::Adopting);
         let adopted = self.survey == Survey::Done && !self.instances.values().any(undecided);
-        if adopted && !self.networks_kept && self.leftovers_tried() && !self.stopping {
+        let decided = adopted && self.nameless.is_empty() && self.leftovers_tried();
+        if decided && !self.networks_kept && !self.stopping {
             self.networks_kept = true;
             let present = self.instances.values().filter(|i| i.is_present());
             effects.push(Effect::KeepNetworks(present.map(|i| i.id.clone()).collect()));
@@ -180,7 +181,11 @@ impl State {
         if self.stopping || !self.tidied {
             return;
         }
-        if self.packages.take_tidy_due() {
+        if let Some(key) = self.packages.take_cancelled() {
+            effects.push(Effect::Fetch(FetchJob::Cancel(key)));
+        }
+        // What goes with its instances may still be in use.
+        if self.survey == Survey::Done && self.leftovers_tried() && self.packages.take_tidy_due() {
             effects.push(self.tidy());
         }
         let in_use = self.packages_in_use();

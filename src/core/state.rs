@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::core::alerts::AlertRing;
 use crate::core::env::Overrides;
 use crate::core::instance::{Instance, Phase};
+use crate::core::nameless::Nameless;
 use crate::core::node_config::NodeConfigState;
 use crate::core::package::Packages;
 use crate::core::secrets::Leaving;
@@ -141,6 +142,8 @@ pub struct State {
     pub rejected: Vec<(InstanceIdent, ErrorInfo)>,
     /// Things found on the host that belong to nothing we want.
     pub orphans: BTreeMap<InstanceId, Orphan>,
+    /// Found on the host while the database is empty.
+    pub nameless: Nameless,
     pub overrides: Overrides,
     pub alerts: AlertRing,
     /// Up to where alerts were made of log lines, if that is not stored yet.
@@ -215,6 +218,7 @@ impl State {
             let begin = Offline { accumulated_ms: 0, at_ms: wall_ms, online: false };
             changes.push(Change::SetOffline(begin));
         }
+        let nameless = Nameless::new(&stored);
         let mut instances = BTreeMap::new();
         let mut by_ident = BTreeMap::new();
         for row in stored.instances {
@@ -239,6 +243,7 @@ impl State {
             by_ident,
             rejected: Vec::new(),
             orphans: BTreeMap::new(),
+            nameless,
             overrides: Overrides::new(stored.env_overrides),
             alerts,
             alert_position: None,

@@ -15,6 +15,7 @@ use crate::image::download::{self, Source};
 use crate::image::error::Error;
 use crate::model::desired::PackageSource;
 use crate::model::id::Digest;
+use crate::ports::Halt;
 use crate::sys;
 
 /// Lower-case hexadecimal text.
@@ -109,8 +110,9 @@ impl<R: Read> Read for Hashed<'_, R> {
 
 /// A package on its way: counted, hashed, and never longer than announced.
 pub(super) struct Package<'a> {
-    source: Source,
+    source: Source<'a>,
     announced: &'a PackageSource,
+    halt: Halt<'a>,
     read_bytes: u64,
     sha3_256: Sha3_256,
     /// Only where one is announced: v4 has none.
@@ -119,17 +121,32 @@ pub(super) struct Package<'a> {
     failure: Option<Error>,
     /// CLOCK_MONOTONIC at the last word about progress.
     told_at: Duration,
+    /// See `TimeLimits::progress`.
+    progress: Duration,
 }
 
-/// Time between two lines about a package that takes long.
-const PROGRESS_PERIOD: Duration = Duration::from_secs(10);
-
 impl<'a> Package<'a> {
-    pub(super) fn new(source: Source, announced: &'a PackageSource) -> Self {
-        let sha3_512 = (!announced.sha3_512.is_empty()).then(Sha3_512::new);
-        let sha3_256 = Sha3_256::new();
-        let told_at = sys::time::monotonic();
-        Self { source, announced, read_bytes: 0, sha3_256, sha3_512, failure: None, told_at }
+    pub(super) fn new(
+        source: Source<'a>,
+        announced: &'a PackageSource,
+        progress: Duration,
+        halt: Halt<'a>,
+    ) -> Self {
+        Self {
+            source,
+            announced,
+            halt,
+            read_bytes: 0,
+            sha3_256: Sha3_256::new(),
+            sha3_512: (!announced.sha3_512.is_empty()).then(Sha3_512::new),
+            failure: None,
+            told_at: sys::time::monotonic(),
+            progress,
+        }
+    }
+
+    pub(super) fn announced_bytes(&self) -> u64 {
+        self.announced.size_bytes
     }
 
     /// The error of the source behind an error that `read` returned.
@@ -171,7 +188,7 @@ impl<'a> Package<'a> {
 
     fn tell_progress(&mut self) {
         let now = sys::time::monotonic();
-        if now.saturating_sub(self.told_at) >= PROGRESS_PERIOD {
+        if now.saturating_sub(self.told_at) >= self.progress {
             self.told_at = now;
             let (read, size) = (self.read_bytes, self.announced.size_bytes);
             log::info!("package on its way url={} read={read} size={size}", self.announced.url);
@@ -190,6 +207,9 @@ impl Read for Package<'_> {
         if self.failure.is_some() {
             // Whoever reads on to explain a damage must not wait for the source once more.
             return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if (self.halt)() {
+            return Err(self.fail(Error::Halted));
         }
         let read = match self.source.read(buffer) {
             Ok(read) => read,
@@ -215,6 +235,8 @@ impl Read for Package<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     fn digest(text: &str) -> Digest {
         Digest::parse(text).unwrap()
@@ -255,7 +277,8 @@ mod tests {
     #[test]
     fn packages() {
         let check = |announced: &PackageSource, expect: Result<(), &str>| {
-            let package = Package::new(Source::from_reader(&b"abc"[..]), announced);
+            let package =
+                Package::new(Source::from_reader(&b"abc"[..]), announced, HOUR, &|| false);
             let got = package.finish().map(drop).map_err(|error| error.to_string());
             assert_eq!(got, expect.map_err(str::to_owned));
         };

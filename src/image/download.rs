@@ -1,8 +1,8 @@
 //! Where the bytes of a package come from: a file, or an HTTP server.
 //!
 //! Fetch thread. In: the URL of the request. Out: a `Source` that is read once, front to back,
-//! straight into the unpacker. Nothing is kept on disk. Not here: size and hashes (`digest.rs`),
-//! HTTP itself (`http.rs`).
+//! straight into the unpacker; what comes over the network is kept beside until the package is
+//! installed (`part.rs`). Not here: size and hashes (`digest.rs`), HTTP itself (`http.rs`).
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use crate::image::http;
 use crate::image::listing::regular;
+use crate::image::part::Part;
+use crate::ports::Halt;
 
 /// Time limits of a download.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +27,8 @@ pub struct TimeLimits {
     pub base: Duration,
     /// and this many bytes must come per second on top of it.
     pub min_bytes_per_s: u64,
+    /// Time between two lines in the log about a package that takes long.
+    pub progress: Duration,
 }
 
 impl Default for TimeLimits {
@@ -34,6 +38,7 @@ impl Default for TimeLimits {
             stall: Duration::from_secs(30),
             base: Duration::from_secs(600),
             min_bytes_per_s: 32 << 10,
+            progress: Duration::from_secs(10),
         }
     }
 }
@@ -63,6 +68,8 @@ pub enum Error {
         #[source]
         source: http::Error,
     },
+    #[error("what was kept of the download is gone")]
+    PartLost,
 }
 
 impl Error {
@@ -70,42 +77,109 @@ impl Error {
         match self {
             Self::Http { source } => source.is_transient(),
             // A file that the CM is about to put there, or a network file system.
-            Self::Open { .. } | Self::Read { .. } => true,
+            Self::Open { .. } | Self::Read { .. } | Self::PartLost => true,
             Self::Url { .. } | Self::Scheme { .. } | Self::HttpsNotBuiltIn => false,
         }
     }
 }
 
+/// What is opened, and how.
+pub(super) struct Opening<'a> {
+    pub(super) url: &'a str,
+    pub(super) size_bytes: u64,
+    pub(super) times: &'a TimeLimits,
+    /// Additional roots for https.
+    pub(super) ca_cert: &'a Path,
+    /// Where what arrives is kept; `None` = nowhere.
+    pub(super) part: Option<&'a Path>,
+    /// Percent of the file system that a part leaves free.
+    pub(super) reserve_percent: u64,
+    pub(super) halt: Halt<'a>,
+}
+
 /// The bytes of a package.
-pub(super) struct Source {
-    stream: Stream,
+pub(super) struct Source<'a> {
+    stream: Stream<'a>,
     /// Size of the whole, where it is known before reading.
     length: Option<u64>,
 }
 
-enum Stream {
-    Plain(Box<dyn Read>),
-    Http(Box<http::Body>),
+enum Stream<'a> {
+    Plain(Box<dyn Read + 'a>),
+    Http(Box<Download<'a>>),
 }
 
-impl Source {
-    /// Opens a URL of which `size_bytes` bytes are expected.
-    /// `ca_cert` names additional roots for https.
-    pub(super) fn open(
-        url: &str,
-        size_bytes: u64,
-        limits: &TimeLimits,
-        ca_cert: &Path,
-    ) -> Result<Self, Error> {
+/// A file that an earlier attempt may have got the beginning of.
+struct Download<'a> {
+    /// `None` = all of it is there.
+    body: Option<http::Body<'a>>,
+    part: Option<Part<'a>>,
+    /// So much of it comes from the part.
+    kept: u64,
+    read: u64,
+}
+
+impl<'a> Download<'a> {
+    fn open(opening: &Opening<'a>) -> Result<Self, http::Error> {
+        let open = |path| Part::open(path, opening.size_bytes, opening.reserve_percent);
+        let mut part = opening.part.and_then(open);
+        let mut kept = part.as_ref().map_or(0, Part::length);
+        if kept > 0 && kept == opening.size_bytes {
+            return Ok(Self { body: None, part, kept, read: 0 });
+        }
+        let body = http::get(&http::Get {
+            url: opening.url,
+            size_bytes: opening.size_bytes,
+            offset: kept,
+            limits: opening.times,
+            ca_cert: opening.ca_cert,
+            halt: opening.halt,
+        })?;
+        if body.received() == 0 && kept > 0 {
+            kept = 0;
+            part = part.and_then(|mut part| part.restart().then_some(part));
+        }
+        if kept > 0 {
+            let size = opening.size_bytes;
+            log::info!("taking up download url={} received={kept} size={size}", opening.url);
+        }
+        Ok(Self { body: Some(body), part, kept, read: 0 })
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        if self.read < self.kept {
+            let left = usize::try_from(self.kept - self.read).unwrap_or(usize::MAX);
+            let limit = left.min(buffer.len());
+            let part = self.part.as_ref().ok_or(Error::PartLost)?;
+            let read = part.read_at(&mut buffer[..limit], self.read);
+            let read = read.ok().filter(|read| *read > 0 || limit == 0).ok_or(Error::PartLost)?;
+            self.read += read as u64;
+            return Ok(read);
+        }
+        let Some(body) = &mut self.body else { return Ok(0) };
+        let read = body.read(buffer).map_err(|source| Error::Http { source })?;
+        if self.part.as_mut().is_some_and(|part| !part.append(&buffer[..read])) {
+            self.part = None;
+        }
+        Ok(read)
+    }
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn open(opening: &Opening<'a>) -> Result<Self, Error> {
+        let url = opening.url;
         let (scheme, rest) = url.split_once(':').ok_or(Error::Url { reason: "no scheme" })?;
         match scheme.to_ascii_lowercase().as_str() {
             "file" => Self::open_file(rest),
             "https" if !cfg!(feature = "https") => Err(Error::HttpsNotBuiltIn),
             "http" | "https" => {
-                let body = http::get(url, size_bytes, limits, ca_cert);
-                let body = body.map_err(|source| Error::Http { source })?;
-                let length = body.length();
-                Ok(Self { stream: Stream::Http(Box::new(body)), length })
+                let download = Download::open(opening);
+                let download = download.map_err(|source| Error::Http { source })?;
+                let length = match &download.body {
+                    Some(body) => body.length(),
+                    None => Some(download.kept),
+                };
+                Ok(Self { stream: Stream::Http(Box::new(download)), length })
             }
             other => Err(Error::Scheme { scheme: other.chars().take(20).collect() }),
         }
@@ -123,7 +197,7 @@ impl Source {
     }
 
     #[cfg(test)]
-    pub(super) fn from_reader(reader: impl Read + 'static) -> Self {
+    pub(super) fn from_reader(reader: impl Read + 'a) -> Self {
         Self { stream: Stream::Plain(Box::new(reader)), length: None }
     }
 
@@ -133,7 +207,7 @@ impl Source {
 
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         match &mut self.stream {
-            Stream::Http(body) => body.read(buffer).map_err(|source| Error::Http { source }),
+            Stream::Http(download) => download.read(buffer),
             Stream::Plain(reader) => loop {
                 match reader.read(buffer) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -204,6 +278,25 @@ mod tests {
         check("file:///p%00", None);
     }
 
+    fn open(url: &str) -> Result<Source<'_>, Error> {
+        static TIMES: TimeLimits = TimeLimits {
+            connect: Duration::ZERO,
+            stall: Duration::ZERO,
+            base: Duration::ZERO,
+            min_bytes_per_s: 1,
+            progress: Duration::ZERO,
+        };
+        Source::open(&Opening {
+            url,
+            size_bytes: 7,
+            times: &TIMES,
+            ca_cert: Path::new(""),
+            part: None,
+            reserve_percent: 0,
+            halt: &|| false,
+        })
+    }
+
     #[test]
     fn what_is_opened() {
         let dir = tempfile::tempdir().unwrap();
@@ -212,18 +305,19 @@ mod tests {
         std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        let open = |url: String| Source::open(&url, 7, &TimeLimits::default(), Path::new(""));
         let url = |name: &str| format!("file://{}/{name}", dir.path().display());
-        let mut source = open(url("a%20b")).ok().unwrap();
+        let good = url("a%20b");
+        let mut source = open(&good).ok().unwrap();
         assert_eq!(source.length(), Some(7));
         let mut buffer = [0; 20];
         assert_eq!(source.read(&mut buffer).unwrap(), 7);
         for name in ["link", "fifo", "", "missing"] {
-            let error = open(url(name)).err().unwrap();
+            let url = url(name);
+            let error = open(&url).err().unwrap();
             assert!(error.is_transient() && matches!(error, Error::Open { .. }), "{name}");
         }
         let check = |url: &str, expect: &str| {
-            let error = open(url.to_owned()).err().unwrap();
+            let error = open(url).err().unwrap();
             assert_eq!((error.to_string().as_str(), error.is_transient()), (expect, false));
         };
         check("ftp://h/p", "URLs with \"ftp\" are not supported");

@@ -88,6 +88,8 @@ pub enum Error {
     LayerMissing,
     #[error("{path} is no directory of this store")]
     NotOurs { path: PathBuf },
+    #[error("it is no longer wanted")]
+    Halted,
 }
 
 impl Error {
@@ -116,10 +118,29 @@ impl Error {
         matches!(self, Self::NotEnoughSpace { .. } | Self::NoInodes | Self::DiskFull { .. })
     }
 
+    /// While an installed package was read: the disk did not give it, which it may do later. What
+    /// is not there, or something else now, is not coming back.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                !matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::IsADirectory
+                        | io::ErrorKind::InvalidInput
+                ) && source.raw_os_error() != Some(libc::ELOOP)
+            }
+            Self::Halted => true,
+            _ => false,
+        }
+    }
+
     /// The same attempt may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source { source, .. } => source.is_transient(),
+            Self::Halted => true,
             _ => false,
         }
     }

@@ -16,6 +16,7 @@ use crate::image::download::TimeLimits;
 use crate::image::transport;
 use crate::image::transport::{Stream, Timed};
 use crate::image::url::Url;
+use crate::ports::Halt;
 use crate::sys;
 
 /// Redirects that are followed.
@@ -75,6 +76,8 @@ pub enum Error {
     Redirects,
     #[error("the server redirects to {location:?}")]
     Redirect { location: String },
+    #[error("it is no longer wanted")]
+    Halted,
 }
 
 impl Error {
@@ -87,40 +90,53 @@ impl Error {
     }
 }
 
-/// Asks for a file of `size_bytes` bytes.
-pub(super) fn get(
-    url: &str,
-    size_bytes: u64,
-    limits: &TimeLimits,
-    ca_cert: &Path,
-) -> Result<Body, Error> {
-    let url = Url::parse(url).map_err(|reason| Error::Url { reason })?;
-    let rate = limits.min_bytes_per_s.max(1);
-    let total = limits.base.saturating_add(Duration::from_secs(size_bytes / rate));
-    let clock = Clock { stall: limits.stall, total, end: sys::time::now() + total };
-    let trust = Trust { connect: limits.connect, ca_cert: ca_cert.to_owned() };
-    let (wire, head, url) = request(url, 0, "", clock, &trust)?;
-    if head.status != 200 {
+/// What is asked for, and within which limits.
+pub(super) struct Get<'a> {
+    pub(super) url: &'a str,
+    pub(super) size_bytes: u64,
+    /// So much of it is there already.
+    pub(super) offset: u64,
+    pub(super) limits: &'a TimeLimits,
+    pub(super) ca_cert: &'a Path,
+    pub(super) halt: Halt<'a>,
+}
+
+/// Asks for a file from the offset on. A server that cannot do that sends all of it.
+pub(super) fn get<'a>(get: &Get<'a>) -> Result<Body<'a>, Error> {
+    let url = Url::parse(get.url).map_err(|reason| Error::Url { reason })?;
+    let rate = get.limits.min_bytes_per_s.max(1);
+    let total = get.limits.base.saturating_add(Duration::from_secs(get.size_bytes / rate));
+    let end = sys::time::now() + total;
+    let clock = Clock { stall: get.limits.stall, total, end, halt: get.halt };
+    let trust = Trust { connect: get.limits.connect, ca_cert: get.ca_cert.to_owned() };
+    let (mut wire, mut head, mut found) = request(url.clone(), get.offset, "", clock, &trust)?;
+    let partial = head.status == 206 && head.range == Some((get.offset, get.size_bytes));
+    if get.offset > 0 && matches!(head.status, 206 | 416) && !partial {
+        // Another file than before, or a confused server: all of it, then.
+        (wire, head, found) = request(url, 0, "", clock, &trust)?;
+    }
+    if head.status != 200 && !partial {
         return Err(Error::Status { status: head.status });
     }
     Ok(Body {
         wire,
         framing: head.framing,
-        url,
+        url: found,
         validator: head.validator,
         trust,
-        received: 0,
-        expected: size_bytes,
+        received: if partial { get.offset } else { 0 },
+        expected: get.size_bytes,
         resumes_left: MAX_RESUMES,
     })
 }
 
 /// Deadlines of a whole download.
 #[derive(Clone, Copy)]
-struct Clock {
+struct Clock<'a> {
     stall: Duration,
     total: Duration,
     end: Instant,
+    halt: Halt<'a>,
 }
 
 /// How the end of a body is recognised.
@@ -136,8 +152,8 @@ enum Framing {
 }
 
 /// The content of the file while it arrives.
-pub(super) struct Body {
-    wire: Wire,
+pub(super) struct Body<'a> {
+    wire: Wire<'a>,
     framing: Framing,
     url: Url,
     /// Strong entity tag: what is sent must still be the same file when it is resumed.
@@ -148,13 +164,18 @@ pub(super) struct Body {
     resumes_left: usize,
 }
 
-impl Body {
-    /// Size of the whole as the server states it.
+impl Body<'_> {
+    /// Size of the whole as the server states it, before anything was read.
     pub(super) fn length(&self) -> Option<u64> {
         match self.framing {
-            Framing::Length(length) => Some(length),
+            Framing::Length(length) => self.received.checked_add(length),
             _ => None,
         }
+    }
+
+    /// How much of the file was received, or skipped at the beginning.
+    pub(super) fn received(&self) -> u64 {
+        self.received
     }
 
     /// Some of the content; 0 = the end.
@@ -200,7 +221,7 @@ impl Body {
     }
 }
 
-fn skip(wire: &mut Wire, framing: &mut Framing, bytes: u64) -> Result<(), Error> {
+fn skip(wire: &mut Wire<'_>, framing: &mut Framing, bytes: u64) -> Result<(), Error> {
     let mut scratch = vec![0; BUFFER_BYTES];
     let mut left = bytes;
     while left > 0 {
@@ -213,7 +234,11 @@ fn skip(wire: &mut Wire, framing: &mut Framing, bytes: u64) -> Result<(), Error>
     Ok(())
 }
 
-fn read_framed(wire: &mut Wire, framing: &mut Framing, buffer: &mut [u8]) -> Result<usize, Error> {
+fn read_framed(
+    wire: &mut Wire<'_>,
+    framing: &mut Framing,
+    buffer: &mut [u8],
+) -> Result<usize, Error> {
     if let Framing::Chunks(left @ (None | Some(0))) = framing {
         *framing = wire.next_chunk(left.is_some())?;
     }
@@ -238,13 +263,13 @@ fn read_framed(wire: &mut Wire, framing: &mut Framing, buffer: &mut [u8]) -> Res
 }
 
 /// Sends a request and follows redirects; returns the answer's head and where it came from.
-fn request(
+fn request<'a>(
     mut url: Url,
     offset: u64,
     validator: &str,
-    clock: Clock,
+    clock: Clock<'a>,
     trust: &Trust,
-) -> Result<(Wire, Head, Url), Error> {
+) -> Result<(Wire<'a>, Head, Url), Error> {
     for _ in 0..=MAX_REDIRECTS {
         let mut wire = Wire::new(connect(&url, trust, clock)?, clock);
         wire.send(&url, offset, validator)?;
@@ -266,16 +291,16 @@ struct Trust {
     ca_cert: PathBuf,
 }
 
-fn connect(url: &Url, trust: &Trust, clock: Clock) -> Result<Stream, Error> {
-    let socket = connect_plain(url, trust.connect)?;
+fn connect<'a>(url: &Url, trust: &Trust, clock: Clock<'a>) -> Result<Stream<'a>, Error> {
+    let socket = connect_plain(url, trust.connect, clock.halt)?;
     if !url.secure {
-        return Ok(Stream::Plain(Timed::new(socket, clock.end, clock.stall)));
+        return Ok(Stream::Plain(Timed::new(socket, clock.end, clock.stall, clock.halt)));
     }
     #[cfg(feature = "https")]
     {
         // A handshake is an answer that must be complete in the time of a stall.
         let end = clock.end.min(sys::time::now() + clock.stall);
-        let timed = Timed::new(socket, end, clock.stall);
+        let timed = Timed::new(socket, end, clock.stall, clock.halt);
         transport::secure(timed, &url.host, &trust.ca_cert).map_err(|source| {
             let host = format!("{}:{}", url.host, url.port);
             Error::Tls { host, source }
@@ -285,12 +310,15 @@ fn connect(url: &Url, trust: &Trust, clock: Clock) -> Result<Stream, Error> {
     Err(Error::Url { reason: "https is not built in" })
 }
 
-fn connect_plain(url: &Url, limit: Duration) -> Result<TcpStream, Error> {
+fn connect_plain(url: &Url, limit: Duration, halt: Halt<'_>) -> Result<TcpStream, Error> {
     let host = || format!("{}:{}", url.host, url.port);
     let addresses = (url.host.as_str(), url.port).to_socket_addrs();
     let addresses = addresses.map_err(|source| Error::Resolve { host: host(), source })?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses.take(MAX_ADDRESSES) {
+        if halt() {
+            return Err(Error::Halted);
+        }
         match TcpStream::connect_timeout(&address, limit) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
@@ -311,16 +339,16 @@ struct Head {
 }
 
 /// A connection with its read buffer and deadlines.
-struct Wire {
-    stream: Stream,
-    clock: Clock,
+struct Wire<'a> {
+    stream: Stream<'a>,
+    clock: Clock<'a>,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
-impl Wire {
-    fn new(stream: Stream, clock: Clock) -> Self {
+impl<'a> Wire<'a> {
+    fn new(stream: Stream<'a>, clock: Clock<'a>) -> Self {
         Self { stream, clock, buffer: vec![0; BUFFER_BYTES], start: 0, end: 0 }
     }
 
@@ -345,6 +373,7 @@ impl Wire {
 
     fn error(&self, source: io::Error) -> Error {
         match source.kind() {
+            _ if (self.clock.halt)() => Error::Halted,
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 if sys::time::now() >= self.clock.end {
                     Error::TooSlow { limit: self.clock.total }

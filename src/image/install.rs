@@ -20,12 +20,13 @@ use sha2::{Digest as _, Sha256};
 use crate::image::archive::{Archive, read_error};
 use crate::image::config::{MAX_CONFIG_BYTES, image_config, service_config};
 use crate::image::digest::{BlobHash, Finish, Hashed, Package, check_blob};
-use crate::image::download::Source;
+use crate::image::download::{Opening, Source};
 use crate::image::error::Error;
 use crate::image::listing::Listing;
 use crate::image::manifest::{LayerDescriptor, MAX_MANIFEST_BYTES, Manifest, Role};
 use crate::image::names;
 use crate::image::origin::{self, ORIGIN, Origin};
+use crate::image::part;
 use crate::image::space::{Eviction, Limits, Space};
 use crate::image::staging::Staging;
 use crate::image::stamp;
@@ -36,6 +37,7 @@ use crate::model::desired::{DesiredLayer, DesiredService, PackageSource};
 use crate::model::id::Digest;
 use crate::model::service::{ImageConfig, InstalledLayer, InstalledService};
 use crate::model::service::{ServiceConfig, ServiceImage};
+use crate::ports::Halt;
 use crate::sys;
 
 /// Members of a package itself, of which a good one has about six.
@@ -50,31 +52,39 @@ const PLACE_DEPTH: usize = 4;
 /// Layers belong to nobody in particular.
 pub(super) const LAYER_GID: u32 = 0;
 
+/// With what an attempt is made.
+pub(super) struct Attempt<'a> {
+    pub(super) settings: &'a ImageSettings,
+    pub(super) limits: Limits,
+    pub(super) eviction: Eviction<'a>,
+    pub(super) halt: Halt<'a>,
+}
+
 /// Installs a service.
 pub(super) fn service(
-    settings: &ImageSettings,
+    attempt: Attempt<'_>,
     wanted: &DesiredService,
-    space: (Limits, Eviction<'_>),
 ) -> Result<(InstalledService, ServiceImage), Error> {
-    let source = open_source(settings, &wanted.source)?;
-    service_from(settings, wanted, space, source)
+    let part = part::place(&attempt.settings.download_dir, &wanted.source);
+    let source = open_source(&attempt, &wanted.source, part.as_deref())?;
+    service_from(attempt, wanted, source)
 }
 
 /// Installs a service whose package comes from `source`.
 pub(super) fn service_from(
-    settings: &ImageSettings,
+    attempt: Attempt<'_>,
     wanted: &DesiredService,
-    (limits, eviction): (Limits, Eviction<'_>),
-    source: Source,
+    source: Source<'_>,
 ) -> Result<(InstalledService, ServiceImage), Error> {
+    let Attempt { settings, limits, eviction, halt } = attempt;
     let parent = &settings.services_dir;
     let staging = Staging::new(parent)?;
     let mut space = Space::new(parent, limits, eviction)?;
     let rules = rules(settings, wanted.gid);
     let mut parts = ServiceParts::new(&staging, rules);
-    let package_digest = read_package(source, &wanted.source, &mut space, |archive, space| {
-        parts.read(archive, space)
-    })?;
+    let package = Package::new(source, &wanted.source, settings.times.progress, halt);
+    let package_digest =
+        read_package(package, &mut space, |archive, space| parts.read(archive, space))?;
     let parts = parts.finish(settings, &mut space)?;
     let origin = Origin::of_service(wanted, &package_digest, &parts, space.charged_bytes());
     origin.write(&staging.path().join(ORIGIN))?;
@@ -105,21 +115,19 @@ pub(super) fn service_from(
 }
 
 /// Installs a layer.
-pub(super) fn layer(
-    settings: &ImageSettings,
-    wanted: &DesiredLayer,
-    (limits, eviction): (Limits, Eviction<'_>),
-) -> Result<InstalledLayer, Error> {
-    let source = open_source(settings, &wanted.source)?;
+pub(super) fn layer(attempt: Attempt<'_>, wanted: &DesiredLayer) -> Result<InstalledLayer, Error> {
+    let part = part::place(&attempt.settings.download_dir, &wanted.source);
+    let source = open_source(&attempt, &wanted.source, part.as_deref())?;
+    let Attempt { settings, limits, eviction, halt } = attempt;
     let parent = &settings.layers_dir;
     let staging = Staging::new(parent)?;
     let mut space = Space::new(parent, limits, eviction)?;
     let rules = rules(settings, LAYER_GID);
     let mut parts =
         LayerParts { staging: &staging, rules, digest: &wanted.digest, about: None, tree: None };
-    let package_digest = read_package(source, &wanted.source, &mut space, |archive, space| {
-        parts.read(archive, space)
-    })?;
+    let package = Package::new(source, &wanted.source, settings.times.progress, halt);
+    let package_digest =
+        read_package(package, &mut space, |archive, space| parts.read(archive, space))?;
     let about = parts.about.ok_or(Error::Missing { what: "layer.json" })?;
     let missing = || Error::BlobMissing { digest: wanted.digest.to_string() };
     let tree_digest = parts.tree.ok_or_else(missing)?.digest(LAYER_GID);
@@ -153,13 +161,24 @@ fn rules(settings: &ImageSettings, gid: u32) -> Rules {
 }
 
 /// Opens the source of a package, unless what is known in advance already speaks against it.
-fn open_source(settings: &ImageSettings, announced: &PackageSource) -> Result<Source, Error> {
+fn open_source<'a>(
+    attempt: &Attempt<'a>,
+    announced: &'a PackageSource,
+    part: Option<&'a Path>,
+) -> Result<Source<'a>, Error> {
     let local = announced.url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("file:"));
     if !local && announced.sha3_256.is_empty() && announced.sha3_512.is_empty() {
         return Err(Error::NoChecksum);
     }
-    let (times, ca_cert) = (&settings.times, settings.ca_cert.as_path());
-    let source = Source::open(&announced.url, announced.size_bytes, times, ca_cert);
+    let source = Source::open(&Opening {
+        url: &announced.url,
+        size_bytes: announced.size_bytes,
+        times: &attempt.settings.times,
+        ca_cert: &attempt.settings.ca_cert,
+        part,
+        reserve_percent: attempt.settings.reserve_percent,
+        halt: attempt.halt,
+    });
     let source = source.map_err(|source| Error::Source { url: announced.url.clone(), source })?;
     match source.length() {
         Some(found) if found != announced.size_bytes => {
@@ -172,14 +191,12 @@ fn open_source(settings: &ImageSettings, announced: &PackageSource) -> Result<So
 
 /// Reads a package through `read` and checks size and hashes of all of it; returns its SHA3-256.
 fn read_package(
-    source: Source,
-    announced: &PackageSource,
+    mut package: Package<'_>,
     space: &mut Space<'_>,
     read: impl FnOnce(&mut Archive<'_>, &mut Space<'_>) -> Result<(), Error>,
 ) -> Result<Vec<u8>, Error> {
     // What is unpacked is hardly smaller than what it is packed in.
-    space.check(announced.size_bytes)?;
-    let mut package = Package::new(source, announced);
+    space.check(package.announced_bytes())?;
     let outcome = Archive::open(&mut package, "package").and_then(|mut archive| {
         read(&mut archive, space)?;
         archive.finish()

@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::image::digest::hex;
 use crate::image::error::Error;
 use crate::image::names;
+use crate::ports::Halt;
 use crate::sys::{self, xattr};
 
 /// Names the algorithm in front of a tree digest, so that another one can follow.
@@ -93,9 +94,9 @@ fn bytes(sum: &mut Sha256, text: &[u8]) {
 
 /// Lists a tree that stands on disk. Owner and type of every entry are checked on the way: a tree
 /// with a foreign owner or a device in it is not one that was installed.
-pub(super) fn scan(root: &Path, gid: u32) -> Result<Listing, Error> {
+pub(super) fn scan(root: &Path, gid: u32, halt: Halt<'_>) -> Result<Listing, Error> {
     let dir = sys::fs::open_dir(root).map_err(Error::io("open", root))?;
-    let mut scan = Scan { root, gid, listing: Listing::default() };
+    let mut scan = Scan { root, gid, halt, listing: Listing::default() };
     let stat = fstat(&dir).map_err(|errno| Error::io("read", root)(errno.into()))?;
     scan.directory(Vec::new(), &stat, dir.as_fd())?;
     // Directories by path, not by descriptor: a deep tree would need as many descriptors.
@@ -115,6 +116,7 @@ pub(super) fn scan(root: &Path, gid: u32) -> Result<Listing, Error> {
 struct Scan<'a> {
     root: &'a Path,
     gid: u32,
+    halt: Halt<'a>,
     listing: Listing,
 }
 
@@ -165,6 +167,9 @@ impl Scan<'_> {
 
     /// Takes in one entry and says whether it is a directory.
     fn entry(&mut self, path: Vec<u8>, name: &[u8], dir: BorrowedFd<'_>) -> Result<bool, Error> {
+        if (self.halt)() {
+            return Err(Error::Halted);
+        }
         let shown = self.shown(&path);
         let read = |errno: nix::errno::Errno| Error::io("read", &shown)(errno.into());
         let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(read)?;
@@ -178,7 +183,8 @@ impl Scan<'_> {
         self.check_owner(&path, &stat)?;
         let node = match kind {
             SFlag::S_IFREG => {
-                let (sha256, size) = hash_file(dir, name).map_err(Error::io("read", &shown))?;
+                let hashed = hash_file(dir, name, self.halt).map_err(Error::io("read", &shown))?;
+                let (sha256, size) = hashed.ok_or(Error::Halted)?;
                 Node::File { mode: stat.st_mode & 0o7777, size, sha256 }
             }
             SFlag::S_IFLNK => {
@@ -205,7 +211,12 @@ fn entries(dir: io::Result<OwnedFd>) -> io::Result<Vec<Vec<u8>>> {
     Ok(found)
 }
 
-fn hash_file(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<([u8; 32], u64)> {
+/// Hash and size; `None` = halted.
+fn hash_file(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    halt: Halt<'_>,
+) -> io::Result<Option<([u8; 32], u64)>> {
     let mut file = open_regular(dir, name)?;
     let mut buffer = vec![0; 64 << 10];
     let mut sum = Sha256::new();
@@ -213,7 +224,10 @@ fn hash_file(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<([u8; 32], u64)> {
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
-            return Ok((sum.finalize().into(), size));
+            return Ok(Some((sum.finalize().into(), size)));
+        }
+        if halt() {
+            return Ok(None);
         }
         sum.update(&buffer[..read]);
         size += read as u64;
@@ -285,7 +299,7 @@ mod tests {
             },
         ];
         let dir = tempfile::tempdir().unwrap();
-        let digest = |root: &Path| scan(root, 0).unwrap().digest(0);
+        let digest = |root: &Path| scan(root, 0, &|| false).unwrap().digest(0);
         let original = digest(&sample(dir.path()));
         let mut seen = vec![original.clone()];
         for (index, change) in changes.iter().enumerate() {
@@ -303,10 +317,10 @@ mod tests {
     fn foreign_entries_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let root = sample(dir.path());
-        assert!(scan(&root, 5).is_err(), "other group");
+        assert!(scan(&root, 5, &|| false).is_err(), "other group");
         nix::unistd::mkfifo(&root.join("d/fifo"), Mode::S_IRUSR).unwrap();
-        let error = scan(&root, 0).unwrap_err().to_string();
+        let error = scan(&root, 0, &|| false).unwrap_err().to_string();
         assert!(error.contains("d/fifo"), "{error}");
-        assert!(scan(&root.join("missing"), 0).is_err());
+        assert!(scan(&root.join("missing"), 0, &|| false).is_err());
     }
 }

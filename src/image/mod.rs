@@ -28,6 +28,7 @@ mod listing;
 mod manifest;
 mod names;
 mod origin;
+mod part;
 mod space;
 mod staging;
 mod stamp;
@@ -51,10 +52,10 @@ use sha2::{Digest as _, Sha256};
 use crate::document::NumberUnit;
 use crate::model::failure::Failure;
 use crate::model::id::{Digest, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Keep, Package, Row, StartPlan};
+use crate::model::job::{InstallPlan, Installed, Keep, Package, Row, StartPlan, Verified};
 use crate::model::service::{InstalledLayer, InstalledService, ServiceConfig, ServiceImage};
 use crate::model::status::chain;
-use crate::ports::Images;
+use crate::ports::{Halt, Images};
 use crate::sys;
 
 pub use confine::confine;
@@ -62,6 +63,7 @@ pub use download::TimeLimits;
 pub use error::Error;
 
 use config::MAX_CONFIG_BYTES;
+use install::Attempt;
 use listing::regular;
 use manifest::{MAX_MANIFEST_BYTES, Manifest};
 use space::{Eviction, Limits, Space};
@@ -77,7 +79,8 @@ const ROOTFS: &str = "rootfs";
 pub struct ImageSettings {
     pub services_dir: PathBuf,
     pub layers_dir: PathBuf,
-    /// Only emptied: packages are unpacked while they come in.
+    /// Packages are unpacked while they come in; what has arrived of large ones is kept here for
+    /// the next attempt. Emptied at start.
     pub download_dir: PathBuf,
     /// Only emptied: used by the reference.
     pub extract_dir: PathBuf,
@@ -114,30 +117,37 @@ impl ImageStore {
     }
 
     /// Reads all of an installed layer and compares it with its digest, if it has one. Slow.
-    fn verify_layer(&self, layer: &InstalledLayer) -> Result<(), Error> {
+    fn verify_layer(&self, layer: &InstalledLayer, halt: Halt<'_>) -> Result<Verified, Error> {
         if is_no_directory(&layer.path) {
             return Err(Error::LayerMissing);
         }
-        if layer.tree_digest.is_empty() {
-            return Ok(());
-        }
-        let listing = listing::scan(&layer.path, install::LAYER_GID)?;
-        let matches = listing.digest(install::LAYER_GID) == layer.tree_digest;
-        if matches { Ok(()) } else { Err(Error::TreeMismatch) }
+        let tree_digest = match listing::scan(&layer.path, install::LAYER_GID, halt) {
+            Ok(listing) => listing.digest(install::LAYER_GID),
+            // The reference leaves owners as they come, so its layers may look like no other.
+            Err(Error::NotOurs { .. }) if layer.tree_digest.is_empty() => String::new(),
+            Err(error) => return Err(error),
+        };
+        let matches = layer.tree_digest.is_empty() || tree_digest == layer.tree_digest;
+        if matches { Ok(Verified { tree_digest }) } else { Err(Error::TreeMismatch) }
     }
 
     /// Reads all of an installed service and compares it with its digests. Slow.
-    pub fn verify_service(&self, service: &InstalledService) -> Result<(), Error> {
+    fn verify_service(
+        &self,
+        service: &InstalledService,
+        halt: Halt<'_>,
+    ) -> Result<Verified, Error> {
         let image = self.try_load(service)?;
-        let listing = listing::scan(&image.rootfs, service.gid)?;
+        let listing = listing::scan(&image.rootfs, service.gid, halt)?;
+        let tree_digest = listing.digest(service.gid);
         let matches = if service.tree_digest.is_empty() {
             // Taken over: the reference put the digest into the manifest and into the path.
             let found = listing.reference_digest();
             image.rootfs.file_name() == found.strip_prefix("sha256:").map(std::ffi::OsStr::new)
         } else {
-            listing.digest(service.gid) == service.tree_digest
+            tree_digest == service.tree_digest
         };
-        if matches { Ok(()) } else { Err(Error::TreeMismatch) }
+        if matches { Ok(Verified { tree_digest }) } else { Err(Error::TreeMismatch) }
     }
 
     /// One attempt; if the disk turns out to be full in the middle of it, all of it is taken back,
@@ -146,17 +156,18 @@ impl ImageStore {
         &self,
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
+        halt: Halt<'_>,
     ) -> Result<Installed, Error> {
-        if let Some(found) = self.find(&plan.package) {
+        if let Some(found) = self.find(&plan.package, halt) {
             return Ok(found);
         }
-        match self.attempt(plan, evicted) {
+        match self.attempt(plan, evicted, halt) {
             Err(error @ (Error::DiskFull { .. } | Error::NoInodes)) => {
                 if !self.make_way(plan, evicted)? {
                     return Err(error);
                 }
                 log::warn!("trying again package={} err={}", plan.package.key(), chain(&error));
-                self.attempt(plan, evicted)
+                self.attempt(plan, evicted, halt)
             }
             other => other,
         }
@@ -166,18 +177,46 @@ impl ImageStore {
         &self,
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
+        halt: Halt<'_>,
     ) -> Result<Installed, Error> {
-        let space = (self.limits(plan), self.eviction(plan, evicted));
+        let attempt = Attempt {
+            settings: &self.settings,
+            limits: self.limits(plan),
+            eviction: self.eviction(plan, evicted),
+            halt,
+        };
         match &plan.package {
             Package::Service(wanted) => {
-                let (row, image) = install::service(&self.settings, wanted, space)?;
+                let (row, image) = install::service(attempt, wanted)?;
                 Ok(Installed::Service(Box::new(row), Box::new(image)))
             }
             Package::Layer(wanted) => {
-                let row = install::layer(&self.settings, wanted, space)?;
-                Ok(Installed::Layer(Box::new(row)))
+                Ok(Installed::Layer(Box::new(install::layer(attempt, wanted)?)))
             }
         }
+    }
+
+    /// Keeps what has arrived of a download exactly as long as it can be of use.
+    fn keeping_downloads(
+        &self,
+        plan: &InstallPlan,
+        install: impl FnOnce() -> Result<Installed, Error>,
+    ) -> Result<Installed, Failure> {
+        let downloads = &self.settings.download_dir;
+        let places = plan.unfinished.iter().filter_map(|source| part::place(downloads, source));
+        part::retain(downloads, &places.collect::<Vec<_>>());
+        let place = part::place(downloads, plan.package.source());
+        let was_kept = place.as_ref().is_some_and(|place| place.exists());
+        let result = install();
+        if let Some(place) = place.filter(|_| !result.as_ref().is_err_and(Error::is_transient)) {
+            part::remove(&place);
+        }
+        result.map_err(|error| {
+            // With a part of another file in it, a package says nothing about its source.
+            let again = was_kept && !error.is_no_space();
+            let failure = Failure::from(error);
+            Failure { transient: failure.transient || again, ..failure }
+        })
     }
 
     fn limits(&self, plan: &InstallPlan) -> Limits {
@@ -194,29 +233,35 @@ impl ImageStore {
         plan: &'a InstallPlan,
         evicted: &'a mut Vec<PackageKey>,
     ) -> Eviction<'a> {
-        Eviction { candidates: &plan.evictable, evicted, places: &self.places }
+        Eviction {
+            candidates: &plan.evictable,
+            evicted,
+            places: &self.places,
+            downloads: &self.settings.download_dir,
+        }
     }
 
     /// Evicts about what the package needs: itself and its content, which nobody knows before it
     /// was unpacked.
     fn make_way(&self, plan: &InstallPlan, evicted: &mut Vec<PackageKey>) -> Result<bool, Error> {
-        let (directory, source) = match &plan.package {
-            Package::Service(wanted) => (&self.settings.services_dir, &wanted.source),
-            Package::Layer(wanted) => (&self.settings.layers_dir, &wanted.source),
+        let directory = match &plan.package {
+            Package::Service(_) => &self.settings.services_dir,
+            Package::Layer(_) => &self.settings.layers_dir,
         };
+        let source = plan.package.source();
         let mut space = Space::new(directory, self.limits(plan), self.eviction(plan, evicted))?;
         space.make_way(source.size_bytes.saturating_mul(2))
     }
 
     /// Looks for a complete image of a package that has no row any more.
-    fn find(&self, package: &Package) -> Option<Installed> {
+    fn find(&self, package: &Package, halt: Halt<'_>) -> Option<Installed> {
         let found = match package {
             Package::Service(wanted) => {
                 let entries = fs::read_dir(&self.settings.services_dir).ok()?;
                 let mut paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
                 let row =
                     paths.find_map(|path| origin::of_service(&path)?.service(wanted, &path))?;
-                self.accept(&row.path, self.verify_service(&row))?;
+                self.accept(&row.path, self.verify_service(&row, halt))?;
                 let image = self.try_load(&row).ok()?;
                 Installed::Service(Box::new(row), Box::new(image))
             }
@@ -224,7 +269,7 @@ impl ImageStore {
                 let digest = &wanted.digest;
                 let path = self.settings.layers_dir.join(digest.algorithm()).join(digest.hex());
                 let row = origin::of_layer(&path)?.layer(wanted, &path)?;
-                self.accept(&row.path, self.verify_layer(&row))?;
+                self.accept(&row.path, self.verify_layer(&row, halt))?;
                 Installed::Layer(Box::new(row))
             }
         };
@@ -233,8 +278,12 @@ impl ImageStore {
     }
 
     /// What was found but is not right goes.
-    fn accept(&self, path: &Path, verified: Result<(), Error>) -> Option<()> {
-        let Err(error) = verified else { return Some(()) };
+    fn accept(&self, path: &Path, verified: Result<Verified, Error>) -> Option<()> {
+        let error = match verified {
+            Ok(_) => return Some(()),
+            Err(error) if error.is_passing() => return None,
+            Err(error) => error,
+        };
         log::warn!("found on disk, but damaged path={} err={}", path.display(), chain(&error));
         if let Err(error) = staging::discard(path) {
             log::warn!("cannot remove path={} err={}", path.display(), chain(&error));
@@ -327,6 +376,12 @@ fn is_no_directory(path: &Path) -> bool {
     }
 }
 
+/// An error while an installed package was read: only what was read and is different is damage,
+/// what cannot be read now may be later.
+fn reading(error: Error) -> Failure {
+    Failure { transient: error.is_passing(), ..error.into() }
+}
+
 fn blob_path(digest: &Digest) -> String {
     format!("{BLOBS}/{}/{}", digest.algorithm(), digest.hex())
 }
@@ -367,9 +422,10 @@ impl Images for ImageStore {
         &self,
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
+        halt: Halt<'_>,
     ) -> Result<Installed, Failure> {
         let begun = sys::time::monotonic();
-        let installed = self.try_install(plan, evicted)?;
+        let installed = self.keeping_downloads(plan, || self.try_install(plan, evicted, halt))?;
         let ms = sys::time::monotonic().saturating_sub(begun).as_millis();
         let (path, size_bytes) = match &installed {
             Installed::Service(row, _) => (&row.path, row.size_bytes),
@@ -381,7 +437,7 @@ impl Images for ImageStore {
     }
 
     fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure> {
-        Ok(self.try_load(service)?)
+        self.try_load(service).map_err(reading)
     }
 
     fn remove(&self, path: &Path) -> Result<(), Failure> {
@@ -389,7 +445,10 @@ impl Images for ImageStore {
     }
 
     fn check(&self, plan: &StartPlan) -> Result<(), Failure> {
-        let damaged = |key, error: Error| Failure { damaged: Some(key), ..error.into() };
+        let damaged = |key, error: Error| {
+            let failure = reading(error);
+            Failure { damaged: (!failure.transient).then_some(key), ..failure }
+        };
         let service = PackageKey::Service(plan.service.key.clone());
         self.check_service(&plan.service, &plan.image).map_err(|error| damaged(service, error))?;
         let gone = |(_, path): &(&Digest, &PathBuf)| is_no_directory(path);
@@ -401,17 +460,14 @@ impl Images for ImageStore {
         }
     }
 
-    fn verify(&self, row: &Row) -> Result<(), Failure> {
-        let result = match row {
-            Row::Service(service) => self.verify_service(service),
-            Row::Layer(layer) => self.verify_layer(layer),
+    fn verify(&self, row: &Row, halt: Halt<'_>) -> Result<Verified, Failure> {
+        let verified = match row {
+            Row::Service(service) => self.verify_service(service, halt),
+            Row::Layer(layer) => self.verify_layer(layer, halt),
         };
-        result.map_err(|error| {
-            // Only what was read and is different is damage; what cannot be read now may be later.
-            let unread = matches!(&error, Error::Io { source, .. }
-                if source.kind() != std::io::ErrorKind::NotFound);
-            Failure { transient: unread, ..error.into() }
-        })
+        let verified = verified.map_err(reading)?;
+        origin::complete(row, &verified);
+        Ok(verified)
     }
 
     fn tidy(&self, known: &[PathBuf], keep: &Keep) -> Result<Vec<PathBuf>, Failure> {

@@ -8,6 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use crate::image::digest::hex;
 use crate::image::error::Error;
 use crate::image::install;
 use crate::model::desired::{DesiredLayer, DesiredService};
-use crate::model::job::Keep;
+use crate::model::job::{Keep, Row, Verified};
 use crate::model::service::{InstalledLayer, InstalledService};
 use crate::sys;
 
@@ -78,8 +79,11 @@ impl Origin {
 
     /// Writes it; the caller flushes.
     pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
-        let text = serde_json::to_vec(self).expect("plain structs always serialize");
-        sys::fs::write_plain(path, &text, 0o600).map_err(Error::io("write", path))
+        sys::fs::write_plain(path, &self.text(), 0o600).map_err(Error::io("write", path))
+    }
+
+    fn text(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs always serialize")
     }
 
     pub(super) fn is_wanted(&self, keep: &Keep) -> bool {
@@ -129,6 +133,35 @@ impl Origin {
             installed_at_ms: sys::time::wall_ms(),
             unused_since_ms: None,
         })
+    }
+}
+
+/// Writes the file of a package that was taken over without one, as soon as it is known from which
+/// package file it came. What cannot be written is written after the next check.
+pub(super) fn complete(row: &Row, verified: &Verified) {
+    let (package, path) = match row {
+        Row::Service(row) => (&row.package_digest, row.path.join(ORIGIN)),
+        Row::Layer(row) => (&row.package_digest, beside(&row.path)),
+    };
+    let missing = fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    if !missing || package.is_empty() || verified.tree_digest.is_empty() {
+        return;
+    }
+    let origin = match row {
+        Row::Service(row) => Origin {
+            package: hex(package),
+            id: row.key.id.as_str().to_owned(),
+            version: row.key.version.to_string(),
+            gid: row.gid,
+            manifest: hex(&row.manifest_digest),
+            tree: verified.tree_digest.clone(),
+            os_version: String::new(),
+            size: row.size_bytes,
+        },
+        Row::Layer(row) => Origin { tree: verified.tree_digest.clone(), ..Origin::of_layer(row) },
+    };
+    if let Err(error) = sys::fs::write_atomic(&path, &origin.text(), 0o600) {
+        log::warn!("cannot write path={} err={error}", path.display());
     }
 }
 

@@ -12,10 +12,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::statvfs::fstatvfs;
+use nix::sys::statvfs::{Statvfs, fstatvfs};
 
 use crate::image::budget::{Budget, limit_bytes};
 use crate::image::error::Error;
+use crate::image::part;
 use crate::image::staging::{self, Places};
 use crate::model::id::PackageKey;
 use crate::model::job::Evictable;
@@ -39,6 +40,8 @@ pub(super) struct Eviction<'a> {
     pub(super) evicted: &'a mut Vec<PackageKey>,
     /// Nothing outside of these is ever removed.
     pub(super) places: &'a Places,
+    /// What is kept of downloads goes before any package.
+    pub(super) downloads: &'a Path,
 }
 
 /// What the configuration leaves to a directory.
@@ -129,15 +132,15 @@ impl<'a> Space<'a> {
         if stat.files() > 0 && stat.files_available() < MIN_FREE_INODES {
             return Err(Error::NoInodes);
         }
-        let total = stat.blocks().saturating_mul(stat.fragment_size());
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        let reserve = (total / 100).saturating_mul(self.reserve_percent).max(MIN_RESERVE_BYTES);
-        Ok(free.saturating_sub(reserve))
+        Ok(bytes_above_reserve(&stat, self.reserve_percent))
     }
 
     /// Removes the next candidate that helps, if all of them together free enough. `false` =
     /// nothing more can be done.
     fn evict_one(&mut self, missing: u64, scope: Scope) -> Result<bool, Error> {
+        if scope == Scope::Partition && self.release_downloads() {
+            return Ok(true);
+        }
         let helps = |one: &&Evictable| {
             !self.eviction.evicted.contains(&one.key)
                 && self.is_here(&one.path)
@@ -174,7 +177,12 @@ impl<'a> Space<'a> {
                 freed = freed.saturating_add(candidate.size_bytes.max(1));
             }
         }
-        Ok(freed > 0)
+        Ok(freed > 0 || self.release_downloads())
+    }
+
+    fn release_downloads(&self) -> bool {
+        let device = self.file.metadata().map(|metadata| metadata.dev());
+        device.is_ok_and(|device| part::release(self.eviction.downloads, device))
     }
 
     fn is_here(&self, path: &Path) -> bool {
@@ -205,6 +213,14 @@ impl<'a> Space<'a> {
         let synced = sys::retry(|| nix::unistd::syncfs(self.file.as_fd()));
         synced.map_err(Error::io("flush", self.directory))
     }
+}
+
+/// What may be written to a file system without touching its reserve.
+pub(super) fn bytes_above_reserve(stat: &Statvfs, reserve_percent: u64) -> u64 {
+    let total = stat.blocks().saturating_mul(stat.fragment_size());
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let reserve = (total / 100).saturating_mul(reserve_percent).max(MIN_RESERVE_BYTES);
+    free.saturating_sub(reserve)
 }
 
 /// Limits of the directories that share the file system of `directory`, its own first.

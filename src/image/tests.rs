@@ -14,21 +14,22 @@ use crate::sys::mount::{isolate, tmpfs};
 mod fixture;
 mod fuzz;
 mod given;
+mod hostile;
 mod made;
 mod network;
 mod care;
 mod room;
 
 /// A store in a directory of its own.
-struct Store {
+pub(super) struct Store {
     dir: PathBuf,
-    store: ImageStore,
+    pub(super) store: ImageStore,
 }
 
 const GID: u32 = 5001;
 
 impl Store {
-    fn new(dir: &Path) -> Self {
+    pub(super) fn new(dir: &Path) -> Self {
         Self::with(dir, |_| {})
     }
 
@@ -52,11 +53,19 @@ impl Store {
     }
 
     fn install(&self, package: Package) -> Result<Installed, String> {
-        let plan = InstallPlan { package, evictable: Vec::new(), used_bytes: 0 };
-        self.store.install(&plan, &mut Vec::new()).map_err(|failure| failure.message)
+        let plan =
+            InstallPlan { package, evictable: Vec::new(), used_bytes: 0, unfinished: Vec::new() };
+        self.store.install(&plan, &mut Vec::new(), &|| false).map_err(|failure| failure.message)
     }
 
-    fn service(&self, source: PackageSource) -> Result<(InstalledService, ServiceImage), String> {
+    pub(super) fn settings(&self) -> &ImageSettings {
+        &self.store.settings
+    }
+
+    pub(super) fn service(
+        &self,
+        source: PackageSource,
+    ) -> Result<(InstalledService, ServiceImage), String> {
         match self.install(service_package(source))? {
             Installed::Service(row, image) => Ok((*row, *image)),
             Installed::Layer(_) => Err("a layer".to_owned()),
@@ -108,6 +117,19 @@ fn announce(url: String, content: &[u8]) -> PackageSource {
 fn file_source(path: &Path, content: &[u8]) -> PackageSource {
     sys::fs::write_plain(path, content, 0o600).unwrap();
     announce(format!("file://{}", path.display()), content)
+}
+
+/// A package for whose content every right of the fetch thread is needed.
+pub(super) fn everything_package(dir: &Path) -> PackageSource {
+    let archive = fixture::Archive::new()
+        .dir("d", 0o000)
+        .file("d/below", b"x")
+        .file("d/.wh.gone", b"")
+        .file("opaque/.wh..wh..opq", b"")
+        .link("l", "/etc/passwd")
+        .hard("h", "d/below");
+    let package = fixture::Image::new(archive.bytes()).package();
+    file_source(&dir.join("package"), &package)
 }
 
 fn names(dir: &Path) -> Vec<String> {

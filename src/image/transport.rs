@@ -11,42 +11,64 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::ports::Halt;
 use crate::sys;
 
-/// A socket that never waits beyond its limits.
-#[derive(Debug)]
-pub(super) struct Timed {
+/// A silent connection is looked at so often, whether it is still wanted.
+const HALT_PERIOD: Duration = Duration::from_millis(500);
+
+/// A socket that never waits beyond its limits, nor for what nobody wants.
+pub(super) struct Timed<'a> {
     socket: TcpStream,
     end: Instant,
     stall: Duration,
+    halt: Halt<'a>,
 }
 
-impl Timed {
-    pub(super) fn new(socket: TcpStream, end: Instant, stall: Duration) -> Self {
-        Self { socket, end, stall }
+impl<'a> Timed<'a> {
+    pub(super) fn new(socket: TcpStream, end: Instant, stall: Duration, halt: Halt<'a>) -> Self {
+        Self { socket, end, stall, halt }
     }
 
-    /// What a single call may take; an error when nothing is left.
-    fn limit(&self) -> io::Result<Option<Duration>> {
-        let left = self.end.saturating_duration_since(sys::time::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+    /// Calls `try_for` with what a single wait may take, until something happens or the time is
+    /// over.
+    fn wait(
+        &mut self,
+        mut try_for: impl FnMut(&mut TcpStream, Option<Duration>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let end = self.end.min(sys::time::now() + self.stall);
+        loop {
+            let left = end.saturating_duration_since(sys::time::now());
+            if left.is_zero() || (self.halt)() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match try_for(&mut self.socket, Some(left.min(HALT_PERIOD))) {
+                Err(error) if is_timeout(&error) => {}
+                other => return other,
+            }
         }
-        Ok(Some(left.min(self.stall)))
     }
 }
 
-impl Read for Timed {
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+impl Read for Timed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.limit()?)?;
-        self.socket.read(buffer)
+        self.wait(|socket, limit| {
+            socket.set_read_timeout(limit)?;
+            socket.read(buffer)
+        })
     }
 }
 
-impl Write for Timed {
+impl Write for Timed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(self.limit()?)?;
-        self.socket.write(buffer)
+        self.wait(|socket, limit| {
+            socket.set_write_timeout(limit)?;
+            socket.write(buffer)
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -55,14 +77,13 @@ impl Write for Timed {
 }
 
 /// A connection to a server.
-#[derive(Debug)]
-pub(super) enum Stream {
-    Plain(Timed),
+pub(super) enum Stream<'a> {
+    Plain(Timed<'a>),
     #[cfg(feature = "https")]
-    Tls(Box<openssl::ssl::SslStream<Timed>>),
+    Tls(Box<openssl::ssl::SslStream<Timed<'a>>>),
 }
 
-impl Stream {
+impl Stream<'_> {
     /// No call lasts beyond this moment from now on.
     pub(super) fn end_at(&mut self, end: Instant) {
         match self {
@@ -73,7 +94,7 @@ impl Stream {
     }
 }
 
-impl Read for Stream {
+impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(timed) => timed.read(buffer),
@@ -83,7 +104,7 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for Stream<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(timed) => timed.write(buffer),
@@ -100,7 +121,7 @@ impl Write for Stream {
 /// Makes a TLS connection of a plain one. `ca_cert` adds roots to those of the system; empty =
 /// none.
 #[cfg(feature = "https")]
-pub(super) fn secure(timed: Timed, host: &str, ca_cert: &Path) -> io::Result<Stream> {
+pub(super) fn secure<'a>(timed: Timed<'a>, host: &str, ca_cert: &Path) -> io::Result<Stream<'a>> {
     use openssl::ssl::{HandshakeError, SslConnector, SslMethod, SslVersion};
 
     let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(io::Error::other)?;

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use crate::jobs::Ports;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started};
+use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started, Verified};
 use crate::model::service::{InstalledService, ServiceImage};
-use crate::ports::{Bundles, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio};
+use crate::ports::{Bundles, Halt, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio};
 use crate::runtime::spec::tests as sample;
 
 /// Notes every call, in order, and fails those it is told to.
@@ -151,6 +151,7 @@ impl Images for Fake {
         &self,
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
+        _: Halt<'_>,
     ) -> Result<Installed, Failure> {
         evicted.extend(plan.evictable.iter().map(|evictable| evictable.key.clone()));
         self.call("install").map(|()| {
@@ -168,8 +169,8 @@ impl Images for Fake {
         // Changes nothing, so that it is of no interest where it comes.
         if self.failing.contains("check") { self.call("check") } else { Ok(()) }
     }
-    fn verify(&self, _: &Row) -> Result<(), Failure> {
-        self.call("verify")
+    fn verify(&self, _: &Row, _: Halt<'_>) -> Result<Verified, Failure> {
+        self.call("verify").map(|()| Verified::default())
     }
     fn tidy(&self, known: &[PathBuf], _: &Keep) -> Result<Vec<PathBuf>, Failure> {
         let missing = known.iter().take(1).cloned().collect();

@@ -1,8 +1,8 @@
 //! Job scripts: every slow thing that core decides is one straight function here.
 //!
 //! Runs on the two exec threads and the fetch thread; one job at a time per thread, from one
-//! inbox. In: `ExecJob`, `FetchJob`. Out: `Event::Done` with exactly one `JobDone` per job. A
-//! script sees the world only through the ports and keeps nothing between two jobs. A panic is
+//! inbox. In: `ExecJob`, `FetchJob`. Out: `Event::Done` with exactly one `JobDone` per job but for
+//! `Cancel`, which the running install looks for in the inbox. A script sees the world only through the ports and keeps nothing between two jobs. A panic is
 //! not caught: the process ends and the next one adopts what runs. Not here: deadlines of an
 //! instance, retries and decisions (core).
 
@@ -14,14 +14,17 @@ pub mod stop;
 #[cfg(test)]
 pub(crate) mod fake;
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::{Receiver, Sender, TryRecvError};
 
 use crate::model::event::Event;
+use crate::model::id::PackageKey;
 use crate::model::job::{ExecJob, FetchJob, InstallPlan, JobDone};
-use crate::ports::{Bundles, Images, LogSinks, Network, Runtime};
+use crate::ports::{Bundles, Halt, Images, LogSinks, Network, Runtime};
 use crate::sys::fault;
 
 /// What the scripts act on. A clone shares the adapters.
@@ -52,10 +55,74 @@ pub fn run_exec(inbox: &Receiver<ExecJob>, ports: &Ports, events: &Sender<Event>
 
 /// Body of the fetch thread: ends as `run_exec` does.
 pub fn run_fetch(inbox: &Receiver<FetchJob>, ports: &Ports, events: &Sender<Event>) {
-    for job in inbox {
-        if events.send(Event::Done(fetch(job, ports))).is_err() {
+    let inbox = FetchInbox::new(inbox);
+    while let Some(job) = inbox.next() {
+        let halt = inbox.halt_of(&job);
+        let Some(done) = fetch(job, ports, &|| halt.is_reached(&inbox)) else { continue };
+        if events.send(Event::Done(done)).is_err() {
             return;
         }
+    }
+}
+
+/// The inbox of the fetch thread, into which long work looks while it goes on.
+struct FetchInbox<'a> {
+    receiver: &'a Receiver<FetchJob>,
+    /// Taken out of the channel, in order; no more than core lets be in flight.
+    waiting: RefCell<VecDeque<FetchJob>>,
+    /// The last sender is gone: the daemon ends.
+    closed: Cell<bool>,
+}
+
+impl<'a> FetchInbox<'a> {
+    fn new(receiver: &'a Receiver<FetchJob>) -> Self {
+        Self { receiver, waiting: RefCell::default(), closed: Cell::new(false) }
+    }
+
+    fn next(&self) -> Option<FetchJob> {
+        let waiting = self.waiting.borrow_mut().pop_front();
+        waiting.or_else(|| self.receiver.recv().ok())
+    }
+
+    fn look(&self) {
+        loop {
+            match self.receiver.try_recv() {
+                Ok(job) => self.waiting.borrow_mut().push_back(job),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => return self.closed.set(true),
+            }
+        }
+    }
+
+    fn halt_of(&self, job: &FetchJob) -> HaltRule {
+        match job {
+            FetchJob::Install(plan) => HaltRule::Cancelled(plan.package.key()),
+            FetchJob::Check(_) => HaltRule::AnyJob,
+            _ => HaltRule::Never,
+        }
+    }
+}
+
+/// What ends a running job before its time, besides the end of the daemon.
+enum HaltRule {
+    Never,
+    Cancelled(PackageKey),
+    AnyJob,
+}
+
+impl HaltRule {
+    fn is_reached(&self, inbox: &FetchInbox<'_>) -> bool {
+        inbox.look();
+        let cancels =
+            |key: &PackageKey, job: &FetchJob| matches!(job, FetchJob::Cancel(one) if one == key);
+        let waiting = inbox.waiting.borrow();
+        let reached = match self {
+            Self::Never => return false,
+            Self::Cancelled(key) => waiting.iter().any(|job| cancels(key, job)),
+            // Figures may be late; a check may not be ended each time they are asked for.
+            Self::AnyJob => waiting.iter().any(|job| !matches!(job, FetchJob::LookAtDisks(_))),
+        };
+        reached || inbox.closed.get()
     }
 }
 
@@ -81,16 +148,10 @@ pub fn exec(job: ExecJob, ports: &Ports) -> JobDone {
     }
 }
 
-/// Does one job of the fetch thread.
-pub fn fetch(job: FetchJob, ports: &Ports) -> JobDone {
-    let done = do_fetch(job, ports);
-    fault::point("fetch job done");
-    done
-}
-
-fn do_fetch(job: FetchJob, ports: &Ports) -> JobDone {
+/// Does one job of the fetch thread. Long ones ask `halt`. `None` = the job has no answer.
+pub fn fetch(job: FetchJob, ports: &Ports, halt: Halt<'_>) -> Option<JobDone> {
     fault::point("fetch job");
-    match job {
+    let done = match job {
         FetchJob::Tidy { known, keep } => {
             let missing = ports.images.tidy(&known, &keep).unwrap_or_else(|failure| {
                 log::warn!("cannot tidy the image directories err={failure}");
@@ -105,22 +166,26 @@ fn do_fetch(job: FetchJob, ports: &Ports) -> JobDone {
             JobDone::Discarded
         }
         FetchJob::Check(row) => {
-            JobDone::Checked { key: row.key(), result: ports.images.verify(&row) }
+            JobDone::Checked { key: row.key(), result: ports.images.verify(&row, halt) }
         }
         FetchJob::LookAtDisks(paths) => JobDone::LookedAtDisks(disk::look_at(paths)),
-        FetchJob::Install(plan) => install(ports, &plan),
+        FetchJob::Install(plan) => install(ports, &plan, halt),
         FetchJob::Remove { key, path } => {
             let result = ports.images.remove(&path);
             JobDone::Removed { key, result }
         }
-    }
+        // It came too late, the install has ended.
+        FetchJob::Cancel(_) => return None,
+    };
+    fault::point("fetch job done");
+    Some(done)
 }
 
 /// One attempt to install a package; core decides about another one.
-fn install(ports: &Ports, plan: &InstallPlan) -> JobDone {
+fn install(ports: &Ports, plan: &InstallPlan, halt: Halt<'_>) -> JobDone {
     let key = plan.package.key();
     let mut evicted = Vec::new();
-    let result = ports.images.install(plan, &mut evicted);
+    let result = ports.images.install(plan, &mut evicted, halt);
     JobDone::Installed { key, evicted, result }
 }
 
@@ -183,13 +248,15 @@ mod tests {
         let key = PackageKey::Layer(digest);
         let old = Evictable { key: key.clone(), path: PathBuf::new(), size_bytes: 1 };
         let package = Package::Service(service);
-        let install = InstallPlan { package, evictable: vec![old], used_bytes: 1 };
+        let evictable = vec![old];
+        let install = InstallPlan { package, evictable, used_bytes: 1, unfinished: Vec::new() };
         vec![
             FetchJob::Tidy { known: vec!["/a".into(), "/b".into()], keep: Keep::All },
             FetchJob::Install(Box::new(install)),
             FetchJob::Remove { key, path: "/old".into() },
             FetchJob::Discard { path: "/bad".into() },
             FetchJob::LookAtDisks(vec!["/".into()]),
+            FetchJob::Cancel(PackageKey::Service(fake::plan().service.key.clone())),
             FetchJob::Check(Box::new(Row::Service(fake::plan().service))),
         ]
     }
@@ -251,6 +318,35 @@ mod tests {
                 "checked service svc-a 1.0.0 false",
             ],
         );
+    }
+
+    /// Which of these jobs end at the look into the inbox, when these are waiting in it.
+    fn halts(waiting: Vec<FetchJob>, closed: bool) -> Vec<bool> {
+        let (send, receiver) = bounded(8);
+        waiting.into_iter().for_each(|job| send.send(job).unwrap());
+        let send = (!closed).then_some(send);
+        let inbox = FetchInbox::new(&receiver);
+        let halts: Vec<bool> =
+            fetch_jobs().iter().map(|job| inbox.halt_of(job).is_reached(&inbox)).collect();
+        drop(send);
+        halts
+    }
+
+    #[test]
+    fn long_jobs_look_into_the_inbox() {
+        let cancel = |key: PackageKey| FetchJob::Cancel(key);
+        let service = PackageKey::Service(fake::plan().service.key.clone());
+        let digest = Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
+        // Tidy, Install, Remove, Discard, LookAtDisks, Cancel, Check.
+        let none = [false; 7];
+        let check_only = [false, false, false, false, false, false, true];
+        let both = [false, true, false, false, false, false, true];
+        assert_eq!(halts(vec![], false), none);
+        assert_eq!(halts(vec![FetchJob::LookAtDisks(Vec::new())], false), none);
+        assert_eq!(halts(vec![FetchJob::Discard { path: "/x".into() }], false), check_only);
+        assert_eq!(halts(vec![cancel(PackageKey::Layer(digest))], false), check_only);
+        assert_eq!(halts(vec![cancel(service)], false), both);
+        assert_eq!(halts(vec![], true), both);
     }
 
     #[test]

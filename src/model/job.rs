@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::model::desired::{DesiredInstance, DesiredLayer, DesiredService};
+use crate::model::desired::{DesiredInstance, DesiredLayer, DesiredService, PackageSource};
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, PackageKey, ServiceKey};
 use crate::model::node::{Device, Resource};
@@ -41,10 +41,14 @@ pub enum FetchJob {
     Discard {
         path: PathBuf,
     },
-    /// Read all of an installed package and compare it with its digest.
+    /// Read all of an installed package and compare it with its digest. Gives way to any other
+    /// job.
     Check(Box<Row>),
     /// Used bytes of file systems that may hang.
     LookAtDisks(Vec<PathBuf>),
+    /// The running install is not wanted any more. The only job without an answer: the install
+    /// has one.
+    Cancel(PackageKey),
 }
 
 /// Which complete packages without a row stay, so that they need not be fetched again.
@@ -161,6 +165,8 @@ pub struct InstallPlan {
     pub evictable: Vec<Evictable>,
     /// Size of all installed packages of this kind, evictable ones included.
     pub used_bytes: u64,
+    /// All packages that are still to be installed: what has arrived of them is kept.
+    pub unfinished: Vec<PackageSource>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -176,6 +182,13 @@ impl Package {
             Self::Layer(layer) => PackageKey::Layer(layer.digest.clone()),
         }
     }
+
+    pub fn source(&self) -> &PackageSource {
+        match self {
+            Self::Service(service) => &service.source,
+            Self::Layer(layer) => &layer.source,
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -183,6 +196,13 @@ pub struct Evictable {
     pub key: PackageKey,
     pub path: PathBuf,
     pub size_bytes: u64,
+}
+
+/// A package that was read completely and found right.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Verified {
+    /// Digest of its tree; empty = it cannot have one of ours.
+    pub tree_digest: String,
 }
 
 /// What an install made.
@@ -224,7 +244,7 @@ pub enum JobDone {
     /// A failure that is not transient: the package is damaged.
     Checked {
         key: PackageKey,
-        result: Result<(), Failure>,
+        result: Result<Verified, Failure>,
     },
     Installed {
         key: PackageKey,

@@ -223,7 +223,7 @@ impl Store {
         }
         db.execute_batch(LOG_PRAGMAS).map_err(failed)?;
         match version {
-            0 => takeover::run(&mut db)?,
+            0 => takeover::run(&mut db, crate::sys::time::wall_ms())?,
             version => schema::migrate(&mut db, version)?,
         }
         let snapshot = rows::read_all(&db)?;

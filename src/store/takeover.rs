@@ -33,12 +33,15 @@ pub(super) fn is_foreign(db: &Connection) -> rusqlite::Result<bool> {
 }
 
 /// Brings a file with schema version 0 that is not foreign to the newest schema.
-pub(super) fn run(db: &mut Connection) -> Result<(), Error> {
+///
+/// `now_ms` is the present time (Unix time, milliseconds).
+pub(super) fn run(db: &mut Connection, now_ms: i64) -> Result<(), Error> {
     let failed = |source| Error::TakeOver { source };
     let transaction =
         db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let tables = tables(&transaction).map_err(failed)?;
-    let old = read(&transaction, &tables)?;
+    let mut old = read(&transaction, &tables)?;
+    old.unused_from(now_ms);
     for table in &tables {
         let name = table.replace('"', "\"\"");
         transaction.execute_batch(&format!("DROP TABLE \"{name}\"")).map_err(failed)?;
@@ -72,6 +75,15 @@ struct Old {
 }
 
 impl Old {
+    /// The reference remembers when a package was installed, not since when it is unused. Its time
+    /// to live begins now, so that the switch itself removes nothing.
+    fn unused_from(&mut self, now_ms: i64) {
+        let services = self.services.iter_mut().map(|s| &mut s.unused_since_ms);
+        for since in services.chain(self.layers.iter_mut().map(|l| &mut l.unused_since_ms)) {
+            *since = since.map(|installed| installed.max(now_ms));
+        }
+    }
+
     fn summary(&self) -> String {
         format!(
             "services={} layers={} instances={} networks={}",
@@ -408,10 +420,17 @@ mod tests {
         let Snapshot { node_info, env_overrides, offline, services, layers, wanted, .. } =
             &snapshot;
         assert!(node_info.is_none() && wanted.is_empty());
+        let now_ms = crate::sys::time::wall_ms();
+        let minute_ms = 60_000;
+        let since = |since: Option<i64>| match since {
+            Some(at) if (now_ms - minute_ms..=now_ms).contains(&at) => "from now on",
+            Some(_) => "wrong",
+            None => "never",
+        };
         let mut lines = vec![format!("{offline:?}")];
         for s in services {
             lines.push(format!(
-                "service {} of {} gid {} at {} digest {:02x?}.. of {} size {} installed {} unused {:?}",
+                "service {} of {} gid {} at {} digest {:02x?}.. of {} size {} installed {} unused {}",
                 s.key,
                 s.provider_id,
                 s.gid,
@@ -420,19 +439,19 @@ mod tests {
                 s.manifest_digest.len(),
                 s.size_bytes,
                 s.installed_at_ms,
-                s.unused_since_ms,
+                since(s.unused_since_ms),
             ));
         }
         for l in layers {
             lines.push(format!(
-                "layer {} version {} os {} at {} size {} installed {} unused {:?}",
+                "layer {} version {} os {} at {} size {} installed {} unused {}",
                 l.layer_id,
                 l.version,
                 l.os_version,
                 l.path.display(),
                 l.size_bytes,
                 l.installed_at_ms,
-                l.unused_since_ms,
+                since(l.unused_since_ms),
             ));
         }
         for StoredInstance { id, instance: i } in &snapshot.instances {
@@ -484,10 +503,10 @@ mod tests {
             GO_8_0_1,
             expect![[r#"
             Some(Offline { accumulated_ms: 0, at_ms: 1795348472832, online: false })
-            service svc-a 1.0.0 of prov0 gid 5001 at /var/aos/workdirs/sm/services/3094419483 digest [53, 50].. of 32 size 18783 installed 1795348472863 unused Some(1795348472863)
-            service svc-a 2.0.0 of prov0 gid 5001 at /var/aos/workdirs/sm/services/1302627177 digest [57, 8b].. of 32 size 18717 installed 1795348505784 unused None
-            service svc-b 1.0.0 of prov1 gid 5002 at /var/aos/workdirs/sm/services/1175426968 digest [38, 26].. of 32 size 14612 installed 1795348480751 unused None
-            layer layer0 version 1.0.0 os 1.0 at /var/aos/workdirs/sm/layers/sha256/7a97952c452eadd464e25d6d3bb6d0337f762c0b358f42afad9d6619838573f6 size 160 installed 1795348472875 unused None
+            service svc-a 1.0.0 of prov0 gid 5001 at /var/aos/workdirs/sm/services/3094419483 digest [53, 50].. of 32 size 18783 installed 1795348472863 unused from now on
+            service svc-a 2.0.0 of prov0 gid 5001 at /var/aos/workdirs/sm/services/1302627177 digest [57, 8b].. of 32 size 18717 installed 1795348505784 unused never
+            service svc-b 1.0.0 of prov1 gid 5002 at /var/aos/workdirs/sm/services/1175426968 digest [38, 26].. of 32 size 14612 installed 1795348480751 unused never
+            layer layer0 version 1.0.0 os 1.0 at /var/aos/workdirs/sm/layers/sha256/7a97952c452eadd464e25d6d3bb6d0337f762c0b358f42afad9d6619838573f6 size 160 installed 1795348472875 unused never
             instance 2b7948a2-4e4e-4a96-999c-5d55af27027a svc-b:subj1:0 uid 10100 priority 100 svc-b_subj1_0/storage svc-b_subj1_0/state.dat 172.20.0.0/16 172.20.0.2 dns []
               172.20.0.2 tcp 172.19.0.2 8080
             instance 6762200d-5484-429c-bc0e-2ff9edb89a88 svc-a:subj0:1 uid 10001 priority 50 svc-a_subj0_1/storage svc-a_subj0_1/state.dat 172.19.0.0/16 172.19.0.3 dns ["10.9.0.53"]
@@ -517,10 +536,10 @@ mod tests {
             GO_7_2_3,
             expect![[r#"
             Some(Offline { accumulated_ms: 0, at_ms: 1795348804800, online: false })
-            service svc-a 1 of prov0 gid 5001 at /var/aos/workdirs/sm/services/4181961903 digest [53, 50].. of 32 size 18783 installed 1795348804812 unused Some(1795348804812)
-            service svc-a 2 of prov0 gid 5001 at /var/aos/workdirs/sm/services/1241803832 digest [57, 8b].. of 32 size 18717 installed 1795348827023 unused None
-            service svc-b 1 of prov1 gid 5002 at /var/aos/workdirs/sm/services/3863084827 digest [38, 26].. of 32 size 14612 installed 1795348808616 unused None
-            layer layer0 version 1 os 1.0 at /var/aos/workdirs/sm/layers/sha256/7a97952c452eadd464e25d6d3bb6d0337f762c0b358f42afad9d6619838573f6 size 160 installed 1795348804818 unused None
+            service svc-a 1 of prov0 gid 5001 at /var/aos/workdirs/sm/services/4181961903 digest [53, 50].. of 32 size 18783 installed 1795348804812 unused from now on
+            service svc-a 2 of prov0 gid 5001 at /var/aos/workdirs/sm/services/1241803832 digest [57, 8b].. of 32 size 18717 installed 1795348827023 unused never
+            service svc-b 1 of prov1 gid 5002 at /var/aos/workdirs/sm/services/3863084827 digest [38, 26].. of 32 size 14612 installed 1795348808616 unused never
+            layer layer0 version 1 os 1.0 at /var/aos/workdirs/sm/layers/sha256/7a97952c452eadd464e25d6d3bb6d0337f762c0b358f42afad9d6619838573f6 size 160 installed 1795348804818 unused never
             instance 00c64433-04ce-459a-9ad4-5deedd71c120 svc-b:subj1:0 uid 10100 priority 100 svc-b_subj1_0/storage svc-b_subj1_0/state.dat 172.20.0.0/16 172.20.0.2 dns []
               172.20.0.2 tcp 172.19.0.2 8080
             instance d774876e-5e7c-4323-b3ee-613c87e367df svc-a:subj0:1 uid 10001 priority 50 svc-a_subj0_1/storage svc-a_subj0_1/state.dat 172.19.0.0/16 172.19.0.3 dns ["10.9.0.53"]
@@ -606,7 +625,7 @@ mod tests {
         let (_dir, path) = copy(GO_8_0_1, "");
         let mut db = Connection::open(&path).unwrap();
         db.execute_batch("CREATE VIEW meta AS SELECT 1").unwrap();
-        run(&mut db).unwrap_err();
+        run(&mut db, 0).unwrap_err();
         let services: i64 =
             db.query_row("SELECT count(*) FROM services", [], |row| row.get(0)).unwrap();
         assert_eq!(services, 3);

@@ -159,6 +159,12 @@ pub fn write_only_beneath(directories: &[&Path]) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Whether `write_only_beneath` can be of effect here.
+#[cfg(test)]
+pub(crate) fn has_landlock() -> bool {
+    landlock_version() >= MIN_VERSION
+}
+
 fn landlock_version() -> i64 {
     // SAFETY: with this flag nothing is read.
     unsafe {

@@ -65,6 +65,39 @@ pub(crate) fn forbid_processes() {
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) }, 0);
 }
 
+/// Lines that the calling thread logs, from `info` on, while `body` runs.
+pub(crate) fn logged(body: impl FnOnce()) -> Vec<String> {
+    static COLLECTOR: Collector = Collector;
+    // Another test was faster, with the same one.
+    let _ = log::set_logger(&COLLECTOR);
+    log::set_max_level(log::LevelFilter::Info);
+    LINES.set(Some(Vec::new()));
+    body();
+    LINES.take().unwrap_or_default()
+}
+
+thread_local! {
+    static LINES: std::cell::RefCell<Option<Vec<String>>> = const { std::cell::RefCell::new(None) };
+}
+
+struct Collector;
+
+impl log::Log for Collector {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LINES.with_borrow_mut(|lines| {
+            if let Some(lines) = lines {
+                lines.push(record.args().to_string());
+            }
+        });
+    }
+
+    fn flush(&self) {}
+}
+
 /// Waits for a state of the kernel that nothing announces.
 pub(crate) fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
     let end = monotonic() + PATIENCE;

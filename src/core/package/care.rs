@@ -6,12 +6,14 @@
 //! damages everything must not make the daemon load for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::package::{Image, Packages, Pending};
+use crate::model::desired::PackageSource;
 use crate::model::failure::Failure;
 use crate::model::id::{PackageKey, ServiceKey};
-use crate::model::job::{Package, Row};
+use crate::model::job::{Package, Row, Verified};
 use crate::model::store::{Change, Wanted};
 
 /// A package is read completely after so long, and again each time it has passed. The first time is
@@ -141,7 +143,8 @@ impl Packages {
         }
         self.note_new(now);
         let (key, at) = self.care.due.iter().min_by_key(|(_, at)| **at)?;
-        let at = (*at).max(self.care.not_before);
+        // What was taken over is described at once, the rest must not be noticed.
+        let at = if at.is_zero() { *at } else { (*at).max(self.care.not_before) };
         if now < at {
             *next = Some(next.map_or(at, |next| next.min(at)));
             return None;
@@ -171,8 +174,9 @@ impl Packages {
     pub fn checked(
         &mut self,
         key: &PackageKey,
-        result: Result<(), Failure>,
+        result: Result<Verified, Failure>,
         now: Duration,
+        changes: &mut Vec<Change>,
     ) -> bool {
         self.care.checking = None;
         self.care.not_before = now + CHECK_PAUSE;
@@ -181,9 +185,14 @@ impl Packages {
         }
         self.care.due.insert(key.clone(), now + CHECK_PERIOD);
         match result {
-            Ok(()) => log::debug!("checked package={key}"),
+            Ok(verified) => {
+                log::debug!("checked package={key}");
+                self.note_tree(key, verified.tree_digest, changes);
+            }
             Err(failure) if failure.transient => {
-                log::warn!("cannot check package={key} err={failure}");
+                // The disk may give it later, or another job was more urgent.
+                log::info!("cannot check now package={key} err={failure}");
+                self.care.due.insert(key.clone(), now + FIRST_CHECK);
             }
             Err(failure) => {
                 self.note_damage(key, failure);
@@ -191,6 +200,59 @@ impl Packages {
             }
         }
         false
+    }
+
+    /// What was taken over has a digest of ours after its first check.
+    fn note_tree(&mut self, key: &PackageKey, digest: String, changes: &mut Vec<Change>) {
+        match key {
+            PackageKey::Service(key) => {
+                let Some(service) = self.services.get_mut(key) else { return };
+                if service.row.tree_digest.is_empty() && !digest.is_empty() {
+                    Arc::make_mut(&mut service.row).tree_digest = digest;
+                    changes.push(Change::PutService((*service.row).clone()));
+                }
+            }
+            PackageKey::Layer(key) => {
+                let Some(row) = self.layers.get_mut(key) else { return };
+                if row.tree_digest.is_empty() && !digest.is_empty() {
+                    row.tree_digest = digest;
+                    changes.push(Change::PutLayer(row.clone()));
+                }
+            }
+        }
+    }
+
+    /// What was taken over gets to know from which package file it came: the same version was
+    /// checked against the same hash when it was installed. With that it survives its row, so it
+    /// is checked and described at once.
+    pub(super) fn note_origin(
+        &mut self,
+        key: &PackageKey,
+        source: &PackageSource,
+        changes: &mut Vec<Change>,
+    ) {
+        let hash = &source.sha3_256;
+        let known = match key {
+            _ if hash.is_empty() => return,
+            PackageKey::Service(key) => self.services.get(key).map(|s| &s.row.package_digest),
+            PackageKey::Layer(digest) => self.layers.get(digest).map(|l| &l.package_digest),
+        };
+        if known.is_none_or(|known| !known.is_empty()) {
+            return;
+        }
+        self.care.due.insert(key.clone(), Duration::ZERO);
+        match key {
+            PackageKey::Service(key) => {
+                let Some(service) = self.services.get_mut(key) else { return };
+                Arc::make_mut(&mut service.row).package_digest.clone_from(hash);
+                changes.push(Change::PutService((*service.row).clone()));
+            }
+            PackageKey::Layer(digest) => {
+                let Some(row) = self.layers.get_mut(digest) else { return };
+                row.package_digest.clone_from(hash);
+                changes.push(Change::PutLayer(row.clone()));
+            }
+        }
     }
 
     fn has(&self, key: &PackageKey) -> bool {

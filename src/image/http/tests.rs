@@ -73,12 +73,18 @@ pub(crate) fn limits() -> TimeLimits {
         stall: Duration::from_millis(300),
         base: Duration::from_secs(20),
         min_bytes_per_s: 1 << 20,
+        progress: Duration::ZERO,
     }
+}
+
+/// A request for all of a file.
+fn whole<'a>(url: &'a str, size_bytes: u64, limits: &'a TimeLimits) -> Get<'a> {
+    Get { url, size_bytes, offset: 0, limits, ca_cert: Path::new(""), halt: &|| false }
 }
 
 /// All content, or the error.
 fn fetch(url: &str, size: u64, limits: &TimeLimits) -> Result<Vec<u8>, Error> {
-    let mut body = get(url, size, limits, Path::new(""))?;
+    let mut body = get(&whole(url, size, limits))?;
     let mut content = Vec::new();
     // An odd size, so that no boundary falls together with one of the server.
     let mut buffer = [0; 7];

@@ -43,7 +43,9 @@ fn serve(dir: &Path, host: &str) -> (String, PathBuf, JoinHandle<bool>) {
 
 fn fetch(url: &str, ca_cert: &Path, limits: &TimeLimits) -> Result<Vec<u8>, String> {
     let text = |error: Error| chain(&error);
-    let mut body = get(url, CONTENT.len() as u64, limits, ca_cert).map_err(text)?;
+    let size_bytes = CONTENT.len() as u64;
+    let halt = &|| false;
+    let mut body = get(&Get { url, size_bytes, offset: 0, limits, ca_cert, halt }).map_err(text)?;
     let (mut content, mut buffer) = (Vec::new(), [0; 10]);
     loop {
         match body.read(&mut buffer).map_err(text)? {

@@ -8,7 +8,7 @@ use super::*;
 use crate::document::Object;
 use crate::image::listing::Node;
 
-const VICTIM: &str = "/tmp/aos-fixture-victim";
+pub(super) const VICTIM: &str = "/tmp/aos-fixture-victim";
 /// Enough for every good package, far too little for the bomb.
 const TMP_BYTES: u64 = 80 << 20;
 
@@ -102,7 +102,7 @@ fn attempt(store: &Store, given: &Given) -> Result<Outcome, String> {
 }
 
 /// Owner, mode, links, size and times of files that no package may touch.
-fn untouchables() -> Vec<String> {
+pub(super) fn untouchables() -> Vec<String> {
     let paths = ["/etc/passwd", "/etc/shadow", "/etc/hostname", VICTIM];
     let victim = names(Path::new(VICTIM)).into_iter().map(|name| format!("{VICTIM}/{name}"));
     let all = paths.iter().map(|path| (*path).to_owned()).chain(victim);
@@ -124,7 +124,7 @@ fn untouchables() -> Vec<String> {
 
 /// What must hold for every installed tree, whatever the package was.
 fn check_tree(store: &Store, outcome: &Outcome) {
-    let listing = listing::scan(outcome.tree(), outcome.gid()).unwrap();
+    let listing = listing::scan(outcome.tree(), outcome.gid(), &|| false).unwrap();
     for node in listing.0.values() {
         if let Node::File { mode, .. } | Node::Directory { mode, .. } = node {
             assert_eq!(mode & 0o6000, 0, "set-user-id or set-group-id");
@@ -133,7 +133,7 @@ fn check_tree(store: &Store, outcome: &Outcome) {
     if let Outcome::Service(row, image) = outcome {
         assert_eq!(listing.digest(GID), row.tree_digest, "taken while unpacking and read back");
         assert_eq!(&store.store.load(row).unwrap(), &**image);
-        store.store.verify_service(row).unwrap();
+        store.store.verify_service(row, &|| false).unwrap();
         let mode = fs::metadata(&row.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o700);
     }
@@ -198,7 +198,7 @@ fn check_details(name: &str, outcome: &Outcome) {
     let opened = |path: &str| fs::File::open(tree.join(path)).unwrap();
     let opaque =
         |path: &str| sys::xattr::get_open(opened(path).as_fd(), sys::xattr::OPAQUE).unwrap();
-    let all = || listing::scan(tree, outcome.gid()).unwrap().0;
+    let all = || listing::scan(tree, outcome.gid(), &|| false).unwrap().0;
     match name {
         "h2-symlink-file-overwrite" => {
             assert!(stat("f").is_file());
@@ -279,7 +279,7 @@ fn good_packages() {
             let outcome = attempt(&store, &load_good(&data, name)).unwrap();
             check_tree(&store, &outcome);
             if let Some(reference) = entry.str("rootfs_tree_digest").unwrap() {
-                let listing = listing::scan(outcome.tree(), GID).unwrap();
+                let listing = listing::scan(outcome.tree(), GID, &|| false).unwrap();
                 assert_eq!(listing.reference_digest(), reference, "{name}");
             }
             if let Outcome::Service(row, image) = &outcome {
@@ -302,7 +302,7 @@ fn good_packages() {
 }
 
 fn check_links(tree: &Path) {
-    let listing = listing::scan(tree, GID).unwrap().0;
+    let listing = listing::scan(tree, GID, &|| false).unwrap().0;
     let links = listing.values().filter(|node| matches!(node, Node::Symlink { .. })).count();
     assert_eq!(links, 4);
     assert_eq!(listing[&b"app/hard"[..]], listing[&b"app/run.sh"[..]]);
@@ -332,7 +332,7 @@ fn stores_of_the_reference() {
         for row in &rows {
             let image = store.store.load(row).unwrap();
             assert_eq!(image.image.os, "linux");
-            store.store.verify_service(row).unwrap();
+            store.store.verify_service(row, &|| false).unwrap();
         }
         assert!(rows.iter().any(|row| !store.store.load(row).unwrap().layers.is_empty()));
         let known: Vec<_> = rows.iter().map(|row| row.path.clone()).collect();

@@ -17,7 +17,7 @@ fn install(package: &[u8]) -> (tempfile::TempDir, Store, Result<InstalledService
     let source = file_source(&dir.path().join("package"), package);
     let result = store.service(source).map(|(row, image)| {
         assert_eq!(store.store.load(&row).unwrap(), image);
-        store.store.verify_service(&row).unwrap();
+        store.store.verify_service(&row, &|| false).unwrap();
         row
     });
     (dir, store, result)
@@ -95,7 +95,7 @@ fn what_an_archive_becomes() {
         .member("overlay-style", EntryType::Char, 0o000, "", b"");
     let (_dir, _store, row) = install(&Image::new(gzip(&archive.bytes())).package());
     let tree = row.unwrap().path.join("rootfs");
-    let listing = scan(&tree, GID).unwrap().0;
+    let listing = scan(&tree, GID, &|| false).unwrap().0;
     let read = |path: &str| String::from_utf8(fs::read(tree.join(path)).unwrap()).unwrap();
     let mode = |path: &str| fs::symlink_metadata(tree.join(path)).unwrap().mode() & 0o7777;
     assert_eq!(mode(""), 0o755);
@@ -320,7 +320,7 @@ fn loading_checks_cheaply_and_verifying_fully() {
         change(&row);
         let loaded = store.store.load(&row).map(drop).map_err(|failure| failure.message);
         assert_eq!(loaded.err().as_deref(), load);
-        let error = store.store.verify_service(&row).unwrap_err().to_string();
+        let error = store.store.verify_service(&row, &|| false).unwrap_err().to_string();
         assert!(error.starts_with(verify), "{error}");
         store.store.remove(&row.path).unwrap();
     };
@@ -376,10 +376,10 @@ fn images_of_the_reference_load() {
     };
     let loaded = store.store.load(&row).unwrap();
     assert_eq!((loaded.rootfs, loaded.image.os.as_str()), (rootfs.clone(), "linux"));
-    store.store.verify_service(&row).unwrap();
+    store.store.verify_service(&row, &|| false).unwrap();
     sys::fs::write_plain(&rootfs.join("app"), b"changed", 0o755).unwrap();
     assert_eq!(
-        store.store.verify_service(&row).unwrap_err().to_string(),
+        store.store.verify_service(&row, &|| false).unwrap_err().to_string(),
         "incorrect rootfs checksum"
     );
 }

@@ -37,8 +37,8 @@ fn the_reserve_is_kept_and_eviction_helps() {
         let try_with = |evictable: Vec<Evictable>, source: &PackageSource| {
             let mut evicted = Vec::new();
             let package = service_package(source.clone());
-            let plan = InstallPlan { package, evictable, used_bytes: 0 };
-            let result = store.store.install(&plan, &mut evicted);
+            let plan = InstallPlan { package, evictable, used_bytes: 0, unfinished: Vec::new() };
+            let result = store.store.install(&plan, &mut evicted, &|| false);
             (result.map_err(|failure| failure.message), evicted.len())
         };
         // It would not help, so nothing is evicted.
@@ -84,13 +84,19 @@ fn no_space_while_writing() {
         let filler = Filler { content: std::io::Cursor::new(content), left: 3 };
         let places = Places { services: private("store/services"), layers: private("l") };
         let mut evicted = Vec::new();
-        let eviction = Eviction { candidates: &[], evicted: &mut evicted, places: &places };
+        let eviction = Eviction {
+            candidates: &[],
+            evicted: &mut evicted,
+            places: &places,
+            downloads: Path::new("/tmp/none"),
+        };
         let source_of = download::Source::from_reader(filler);
         let Package::Service(wanted) = service_package(source) else { panic!("no service") };
         let limits =
             Limits { reserve_percent: 0, services_percent: 0, layers_percent: 0, used_bytes: 0 };
-        let space = (limits, eviction);
-        let result = install::service_from(&store.store.settings, &wanted, space, source_of);
+        let settings = &store.store.settings;
+        let attempt = Attempt { settings, limits, eviction, halt: &|| false };
+        let result = install::service_from(attempt, &wanted, source_of);
         let error = result.map(drop).unwrap_err().to_string();
         assert!(error.starts_with("not enough space: the disk is full, cannot write "), "{error}");
         assert!(store.content().is_empty(), "{:?}", store.content());
@@ -130,8 +136,8 @@ fn install_within(
     let evictable = evictable_rows.iter().map(|row| evictable(row)).collect();
     let used_bytes = used.iter().map(|row| row.size_bytes).sum();
     let mut evicted = Vec::new();
-    let plan = InstallPlan { package, evictable, used_bytes };
-    let result = store.store.install(&plan, &mut evicted);
+    let plan = InstallPlan { package, evictable, used_bytes, unfinished: Vec::new() };
+    let result = store.store.install(&plan, &mut evicted, &|| false);
     let result = result.map_err(|failure| {
         assert!(failure.no_space, "{failure}");
         failure.message
@@ -192,7 +198,12 @@ fn a_full_disk_is_cleared_and_the_attempt_repeated() {
         let old = old.unwrap();
         let rows = vec![evictable(&old)];
         let source = file_source(Path::new("/tmp/new"), &package(1));
-        let plan = InstallPlan { package: service_package(source), evictable: rows, used_bytes: 0 };
+        let plan = InstallPlan {
+            package: service_package(source),
+            evictable: rows,
+            used_bytes: 0,
+            unfinished: Vec::new(),
+        };
         let mut evicted = Vec::new();
         assert!(store.store.make_way(&plan, &mut evicted).unwrap());
         assert_eq!((evicted.len(), old.path.exists()), (1, false));

@@ -107,3 +107,45 @@ fn a_stop_during_the_adoption() {
         }
     }
 }
+
+#[test]
+fn what_runs_survives_a_lost_database() {
+    for survey_first in [true, false] {
+        let mut unit = Unit::started(21);
+        unit.run(request(&[("a", "1"), ("b", "1")]));
+        unit.settle();
+        let (a, b) = (unit.id_of("a"), unit.id_of("b"));
+        let starts = unit.host.starts();
+        unit.rows = Default::default();
+        unit.exec_up = survey_first;
+        unit.boot();
+        unit.connect();
+        unit.settle();
+        assert_eq!(unit.host.running().len(), 2, "nothing is stopped before a request");
+        // One of them is still wanted.
+        unit.run(request(&[("a", "1")]));
+        unit.exec_up = true;
+        unit.settle();
+        assert_eq!((unit.id_of("a"), unit.host.starts()), (a.clone(), starts), "{survey_first}");
+        assert!(!unit.host.present().contains(&b));
+        assert_eq!(unit.full_status()["a"], "active 1");
+        unit.check_running();
+        // From here on it is an instance like any other.
+        unit.host.exit(&a, Exit::Code(1));
+        unit.settle();
+        assert_eq!(unit.host.starts(), starts + 1);
+    }
+}
+
+#[test]
+fn what_nobody_names_ends_with_the_daemon() {
+    let mut unit = running(22);
+    unit.rows = Default::default();
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    assert_eq!(unit.host.running().len(), 1);
+    unit.event(Event::Stop);
+    unit.settle();
+    assert!(unit.host.present().is_empty());
+}

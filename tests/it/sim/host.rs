@@ -8,13 +8,13 @@ use aos_servicemanager::model::event::{Event, Exit};
 use aos_servicemanager::model::failure::Failure;
 use aos_servicemanager::model::id::{InstanceId, PackageKey};
 use aos_servicemanager::model::job::{
-    InstallPlan, Installed, Keep, Package, Record, Row, StartPlan, Started,
+    InstallPlan, Installed, Keep, Package, Record, Row, StartPlan, Started, Verified,
 };
 use aos_servicemanager::model::service::{
     InstalledLayer, InstalledService, ServiceConfig, ServiceImage,
 };
 use aos_servicemanager::ports::{
-    Bundles, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio,
+    Bundles, Halt, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio,
 };
 
 /// The daemon was killed in the middle of a port call.
@@ -35,6 +35,8 @@ struct Inner {
     networks: BTreeMap<InstanceId, String>,
     sinks: BTreeSet<InstanceId>,
     images: BTreeSet<PathBuf>,
+    /// Images that cannot be read, with the number of attempts that fail.
+    unreadable: BTreeMap<PathBuf, u32>,
     /// Service configurations by service id.
     configs: BTreeMap<String, ServiceImage>,
     events: VecDeque<Event>,
@@ -171,6 +173,11 @@ impl Host {
     /// Somebody alters the installed image below this path.
     pub fn damage(&self, path: &Path) {
         self.lock().damaged.insert(path.to_owned());
+    }
+
+    /// The disk does not give the image below this path the next times.
+    pub fn make_unreadable(&self, path: &Path, times: u32) {
+        self.lock().unreadable.insert(path.to_owned(), times);
     }
 
     /// URLs of all attempts to install since the last call.
@@ -441,8 +448,12 @@ impl Images for Host {
         &self,
         plan: &InstallPlan,
         evicted: &mut Vec<PackageKey>,
+        halt: Halt<'_>,
     ) -> Result<Installed, Failure> {
         let mut inner = self.lock();
+        if halt() {
+            return Err(Failure { transient: true, ..failure("cancelled install") });
+        }
         let source = match &plan.package {
             Package::Service(service) => &service.source,
             Package::Layer(layer) => &layer.source,
@@ -502,6 +513,10 @@ impl Images for Host {
     fn load(&self, service: &InstalledService) -> Result<ServiceImage, Failure> {
         let mut inner = self.lock();
         inner.call("load")?;
+        if let Some(left) = inner.unreadable.get_mut(&service.path).filter(|left| **left > 0) {
+            *left -= 1;
+            return Err(Failure { transient: true, ..failure("disk") });
+        }
         if !inner.images.contains(&service.path) {
             return Err(failure("an image that is gone"));
         }
@@ -528,19 +543,23 @@ impl Images for Host {
         }
     }
 
-    fn verify(&self, row: &Row) -> Result<(), Failure> {
+    fn verify(&self, row: &Row, _: Halt<'_>) -> Result<Verified, Failure> {
         let path = match row {
             Row::Service(row) => &row.path,
             Row::Layer(row) => &row.path,
         };
         let inner = self.lock();
-        if inner.damaged.contains(path) { Err(failure("an altered image")) } else { Ok(()) }
+        if inner.damaged.contains(path) {
+            Err(failure("an altered image"))
+        } else {
+            Ok(Verified { tree_digest: format!("tree of {}", path.display()) })
+        }
     }
 
-    fn tidy(&self, known: &[PathBuf], _: &Keep) -> Result<Vec<PathBuf>, Failure> {
+    fn tidy(&self, known: &[PathBuf], keep: &Keep) -> Result<Vec<PathBuf>, Failure> {
         let mut inner = self.lock();
         inner.sure();
-        inner.images.retain(|path| known.contains(path));
+        inner.images.retain(|path| *keep == Keep::All || known.contains(path));
         Ok(known.iter().filter(|path| !inner.images.contains(*path)).cloned().collect())
     }
 }

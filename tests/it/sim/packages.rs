@@ -118,3 +118,75 @@ fn the_check_in_the_background_finds_damage() {
     unit.settle();
     assert_eq!(unit.full_status()["b"], "active 1.0.0");
 }
+
+#[test]
+fn a_newer_request_ends_an_install_that_it_does_not_want() {
+    let mut unit = Unit::started(36);
+    unit.run(request(&[("b", "1.0.0")]));
+    unit.settle();
+    unit.host.take_installs();
+    let starts = unit.host.starts();
+    // The fetch thread is at `a`, and does not come to an end with it.
+    unit.fetch_up = false;
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    assert!(unit.is_installing());
+    // What has what it needs neither waits nor restarts.
+    assert_eq!((unit.host.running().len(), unit.host.starts()), (1, starts));
+    unit.run(request(&[("b", "1.0.0"), ("c", "1.0.0")]));
+    unit.settle();
+    unit.fetch_up = true;
+    unit.settle();
+    assert_eq!(unit.host.take_installs(), ["file:///c-1.0.0"]);
+    assert_eq!(unit.full_status().keys().collect::<Vec<_>>(), ["b", "c"]);
+    assert!(unit.rows.wanted.is_empty() && unit.rows.services.len() == 2);
+    assert!(unit.deltas().iter().all(|d| !d.contains("failed")), "{:?}", unit.deltas());
+}
+
+#[test]
+fn an_install_from_elsewhere_begins_anew_and_does_not_count_as_failed() {
+    let mut unit = Unit::started(37);
+    unit.fetch_up = false;
+    unit.run(request(&[("a", "1.0.0")]));
+    unit.settle();
+    let mut moved = request(&[("a", "1.0.0")]);
+    moved.services[0].source.url = "file:///elsewhere".to_owned();
+    unit.run(moved.clone());
+    // Twice the same is no reason to begin once more.
+    unit.run(moved);
+    unit.settle();
+    unit.fetch_up = true;
+    unit.settle();
+    assert_eq!(unit.host.take_installs(), ["file:///elsewhere"]);
+    assert_eq!(unit.full_status()["a"], "active 1.0.0");
+    assert!(unit.rows.wanted.is_empty());
+}
+
+#[test]
+fn a_disk_that_is_silent_for_a_moment_is_no_damage() {
+    let mut unit = Unit::started(38);
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    unit.host.take_installs();
+    let path = unit.rows.services.iter().find(|s| s.key.id.as_str() == "a").unwrap().path.clone();
+    let starts = unit.host.starts();
+    unit.host.make_unreadable(&path, 3);
+    unit.patience = Duration::from_secs(60);
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    assert!(unit.host.take_installs().is_empty());
+    assert_eq!(unit.host.starts(), starts, "both were taken over");
+    unit.check_running();
+    // One that does not speak again has lost it.
+    unit.host.make_unreadable(&path, 5);
+    unit.patience = Duration::from_secs(200);
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    assert_eq!(unit.host.take_installs(), [A]);
+    unit.check_running();
+    assert_eq!(unit.host.running().len(), 2);
+}

@@ -15,7 +15,7 @@ use aos_servicemanager::model::desired::*;
 use aos_servicemanager::model::event::{Event, IamCommand, IamEvent, Session};
 use aos_servicemanager::model::failure::Failure;
 use aos_servicemanager::model::id::*;
-use aos_servicemanager::model::job::{ExecJob, FetchJob, Permissions};
+use aos_servicemanager::model::job::{ExecJob, FetchJob, JobDone, Permissions};
 use aos_servicemanager::model::node::{DeviceFault, NodeInfo};
 use aos_servicemanager::model::status::{CmReport, InstanceStatus, RunState};
 use aos_servicemanager::model::store::Snapshot;
@@ -299,12 +299,21 @@ impl Unit {
                 let among = self.exec.len().min(2) as u64;
                 let job = self.exec.remove(usize::try_from(pick / 7 % among).unwrap());
                 let ports = self.ports.clone();
-                self.job(move || jobs::exec(job, &ports));
+                self.job(move || Some(jobs::exec(job, &ports)));
             }
             1 => {
                 let job = self.fetch.pop_front().expect("chosen because it is there");
                 let ports = self.ports.clone();
-                self.job(move || jobs::fetch(job, &ports));
+                let is_cancelled = match &job {
+                    FetchJob::Install(plan) => {
+                        let key = plan.package.key();
+                        let cancels =
+                            |job: &FetchJob| matches!(job, FetchJob::Cancel(k) if *k == key);
+                        self.fetch.iter().any(cancels)
+                    }
+                    _ => false,
+                };
+                self.job(move || jobs::fetch(job, &ports, &|| is_cancelled));
             }
             2 => {
                 self.network_answers -= 1;
@@ -319,9 +328,10 @@ impl Unit {
         true
     }
 
-    fn job(&mut self, job: impl FnOnce() -> aos_servicemanager::model::job::JobDone) {
+    fn job(&mut self, job: impl FnOnce() -> Option<JobDone>) {
         match catch_unwind(AssertUnwindSafe(job)) {
-            Ok(done) => {
+            Ok(None) => {}
+            Ok(Some(done)) => {
                 if self.exits_overtake {
                     self.host_events();
                 }

@@ -2,3 +2,7 @@
 
 mod kills;
 mod scene;
+mod hostile;
+mod rights;
+mod takeover;
+mod waiting;
