@@ -65,7 +65,8 @@ fn measure(host: &Host) -> Outcome<bool> {
 struct Cost {
     /// Milliseconds by thread.
     cpu: BTreeMap<String, f64>,
-    wakeups: u64,
+    /// By thread.
+    wakeups: BTreeMap<String, u64>,
     /// Bytes dirtied on disks.
     written: u64,
 }
@@ -73,7 +74,11 @@ struct Cost {
 impl Cost {
     /// Since the process began.
     fn so_far(pid: u32) -> Outcome<Self> {
-        let wakeups = proc::switches(pid)?.values().sum();
+        let names = proc::threads(pid)?;
+        let mut wakeups = BTreeMap::new();
+        for (tid, count) in proc::switches(pid)? {
+            *wakeups.entry(names.get(&tid).cloned().unwrap_or_default()).or_default() += count;
+        }
         Ok(Self { cpu: proc::cpu_ms(pid)?, wakeups, written: proc::written(pid)?.0 })
     }
 
@@ -84,7 +89,9 @@ impl Cost {
         for (name, spent) in &mut cost.cpu {
             *spent -= before.cpu.get(name).copied().unwrap_or_default();
         }
-        cost.wakeups -= before.wakeups;
+        for (name, count) in &mut cost.wakeups {
+            *count -= before.wakeups.get(name).copied().unwrap_or_default();
+        }
         cost.written -= before.written;
         Ok(cost)
     }
@@ -124,7 +131,13 @@ fn samples(host: &Host, runtime: &Path, table: &mut Table) -> Outcome<()> {
 fn judge(table: &mut Table, count: usize, seconds: u64, cost: &Cost, idle: Option<&Cost>) {
     let per_second = |amount: f64| amount / seconds as f64;
     let name = format!("idle with {count} instances, wake-ups");
-    table.judge(name, "1/s", per_second(cost.wakeups as f64), (1.0, 5.0), Bar::Hard);
+    table.judge(
+        name,
+        "1/s",
+        per_second(cost.wakeups.values().sum::<u64>() as f64),
+        (1.0, 5.0),
+        Bar::Hard,
+    );
     let flash = cost.written as f64 / MIB * 86_400.0 / seconds as f64;
     table.judge("  flash writes", "MiB/day", flash, (1.0, 5.0), Bar::Hard);
     table.note("  CPU of all threads", "ms/s", per_second(cost.all()));
@@ -145,6 +158,9 @@ fn judge(table: &mut Table, count: usize, seconds: u64, cost: &Cost, idle: Optio
         .map(|(n, ms)| format!("{n} {ms:.1}"))
         .collect();
     println!("  CPU ms in {seconds} s: {}", shown.join(", "));
+    let woken = cost.wakeups.iter().filter(|(_, count)| **count > 0);
+    let shown: Vec<_> = woken.map(|(name, count)| format!("{name} {count}")).collect();
+    println!("  wake-ups in {seconds} s: {}", shown.join(", "));
 }
 
 /// Both with limits of the log that let everything through: they are about the capture.
@@ -166,12 +182,14 @@ fn logs(host: &Host, runtime: &Path, table: &mut Table) -> Outcome<()> {
     Ok(())
 }
 
-/// Ten times a second so many numbered lines, from 1 on, then nothing more.
+/// Ten times a second numbered lines of ordinary length, from 1 on, then nothing more. It falls
+/// behind by what its own programs need.
 fn writer(lines_per_second: u64, seconds: u64) -> String {
     let (step, last) = (lines_per_second / 10, lines_per_second * seconds);
     format!(
-        "n=1; while [ $n -le {last} ]; do /busybox seq $n $((n + {step} - 1)); \
-         n=$((n + {step})); /busybox usleep 100000; done; echo end; exec /busybox sleep 100000"
+        "n=1; while [ $n -le {last} ]; do /busybox seq $n $((n + {step} - 1)) | \
+         /busybox sed \"s/.*/what a service tells about its work in a line of the log, number &/\"; \
+         n=$((n + {step})); /busybox usleep 85000; done; echo end; exec /busybox sleep 100000"
     )
 }
 

@@ -316,8 +316,12 @@ mod tests {
         let gone = cpu();
         fs::create_dir(&leaf).unwrap();
         let again = [cpu(), cpu()];
+        // The group may go after its file was opened and before it is read.
+        let mut kept = KeptFile::new(leaf.join("cgroup.procs"));
+        kept.file = Some(kept.open().unwrap());
         fs::remove_dir(&leaf).unwrap();
         fs::remove_dir(&top).unwrap();
+        assert!(kept.read(&mut [0; 64]).is_none() && kept.file.is_none());
         assert_eq!(first, [Some(false), Some(false)]);
         assert_eq!(gone, None);
         assert_eq!(again, [Some(true), Some(false)]);

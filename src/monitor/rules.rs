@@ -114,7 +114,12 @@ fn percent(rule: PercentRule, total: u64) -> Result<Thresholds, &'static str> {
 }
 
 fn continued(metric: Metric, parameter: &str, limits: Thresholds, before: &[Rule]) -> Rule {
-    match before.iter().find(|rule| *rule.parameter == *parameter) {
+    // A partition may be called `cpu`.
+    let kind = std::mem::discriminant(&metric);
+    let same = |rule: &&Rule| {
+        *rule.parameter == *parameter && std::mem::discriminant(&rule.metric) == kind
+    };
+    match before.iter().find(same) {
         Some(rule) => {
             let detector = Detector { limits, ..rule.detector };
             Rule { metric, detector, parameter: Arc::clone(&rule.parameter), ..*rule }

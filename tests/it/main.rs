@@ -10,8 +10,6 @@ mod daemon;
 mod program;
 #[cfg(feature = "sim")]
 mod root;
-#[cfg(feature = "sim")]
-mod sampling;
 mod sim;
 #[cfg(feature = "sim")]
 mod storage;

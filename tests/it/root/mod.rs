@@ -5,5 +5,6 @@ mod leaving;
 mod packages;
 mod run;
 mod runtimes;
+mod sampling;
 mod supervision;
 mod watching;

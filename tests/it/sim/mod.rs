@@ -7,6 +7,7 @@ mod rows;
 mod unit;
 
 mod adoption;
+mod alerts;
 mod clock;
 mod crashes;
 mod node_config;
