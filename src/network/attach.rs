@@ -229,8 +229,7 @@ impl Domain {
         }
         info!("instance needs a network that is not listed network={id} address={gateway}");
         let wanted = Wanted { id: id.clone(), subnet, gateway, vlan_id: 0 };
-        let network = Bridged { wanted, role: Role::Implicit, standing: None };
-        self.networks.insert(id.clone(), network);
+        self.networks.insert(id.clone(), Bridged::new(wanted, Role::Implicit));
         Ok(())
     }
 
@@ -424,16 +423,19 @@ impl Domain {
         let id = &attachment.id;
         let left = self.left.instances.get(id).and_then(|links| {
             // A link that is in no bridge was given up and is about to vanish.
-            links.iter().find(|link| link.master != 0).or(links.last())
+            links.iter().find(|link| link.master != 0).or(links.last()).cloned()
         });
         let known = known.and_then(|known| known.wired.as_ref());
         let old = known.map(|wired| wired.share.clone()).unwrap_or_default();
         let known = known.map(|wired| wired.veth);
-        let veth = known.or(left.map(|link| link.index)).ok_or(Error::Vanished("link"))?;
-        if left.is_some_and(|link| link.master != place.standing.index || !link.up) {
+        let veth = known.or(left.as_ref().map(|link| link.index)).ok_or(Error::Vanished("link"))?;
+        if left.as_ref().is_some_and(|link| link.master != place.standing.index || !link.up) {
             let mut messages = Messages::new();
             rtnl::enslave(&mut messages, veth, place.standing.index);
             self.links.execute(&mut messages)?;
+        }
+        if left.is_some_and(|link| link.mtu != place.standing.mtu) {
+            self.set_instance_mtu(id, veth, place.standing.mtu);
         }
         let index = self.enter(id, |inside| -> Result<Index, Error> {
             let addresses = rtnl::addresses(inside)?;

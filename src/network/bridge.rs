@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
 
 use log::{error, info, warn};
 use nix::errno::Errno;
@@ -92,7 +93,7 @@ impl Domain {
             }
         }
         info!("new network network={id} subnet={} address={}", wanted.subnet, wanted.gateway);
-        self.networks.insert(id.clone(), Bridged { wanted, role: Role::Listed, standing: None });
+        self.networks.insert(id.clone(), Bridged::new(wanted, Role::Listed));
         self.raise_network(&id).map(|_| ())
     }
 
@@ -166,6 +167,7 @@ impl Domain {
         let standing = Standing { bridge, index, mtu, vlan, parent };
         if let Some(network) = self.networks.get_mut(id) {
             network.standing = Some(standing.clone());
+            (network.retry_at, network.pause) = (Duration::ZERO, Duration::ZERO);
         }
         if other_mtu {
             self.set_mtu(id, mtu);

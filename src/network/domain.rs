@@ -39,6 +39,9 @@ use crate::sys::time::monotonic;
 const FIRST_INDEX: Index = 1_000_000;
 /// Interface index of `eth0` in a new namespace.
 pub(super) const PEER_INDEX: Index = 2;
+/// A network that cannot be set up is tried again with growing pauses.
+const RAISE_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// The kernel takes a veth apart some 50 ms after its namespace; if it has not by then, something
 /// holds the namespace and the link is deleted.
 const FADE_TIME: Duration = Duration::from_secs(2);
@@ -83,6 +86,22 @@ pub(super) struct Bridged {
     pub(super) role: Role,
     /// `None`: it could not be set up yet and is tried again.
     pub(super) standing: Option<Standing>,
+    /// Not before then without being asked: a failed attempt is announced by the kernel, too.
+    pub(super) retry_at: Duration,
+    pub(super) pause: Duration,
+}
+
+impl Bridged {
+    pub(super) fn new(wanted: Wanted, role: Role) -> Self {
+        let (retry_at, pause) = (Duration::ZERO, Duration::ZERO);
+        Self { wanted, role, standing: None, retry_at, pause }
+    }
+
+    /// It failed once more.
+    pub(super) fn put_off(&mut self, now: Duration) {
+        self.pause = (self.pause * 2).clamp(RAISE_PAUSE, LONGEST_PAUSE);
+        self.retry_at = now + self.pause;
+    }
 }
 
 /// Why a network exists.
@@ -320,6 +339,8 @@ impl Domain {
             Role::Draining { until } => Some(until),
             _ => None,
         });
+        let doubtful = self.networks.values().filter(|network| network.standing.is_none());
+        let draining = draining.chain(doubtful.map(|network| network.retry_at));
         let dns = self.dns.next_deadline();
         let traffic = self.traffic_deadline().into_iter().chain(self.notices.next_deadline());
         self.fading.iter().map(|(_, at)| *at).chain(draining).chain(dns).chain(traffic).min()
@@ -333,6 +354,7 @@ impl Domain {
         }
         self.dns.tick(now);
         self.restore_rules(now);
+        self.raise_doubtful(now);
         if self.traffic_deadline().is_some_and(|at| due(&at)) {
             self.store_traffic(now);
         }

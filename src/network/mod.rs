@@ -293,7 +293,7 @@ impl NetThread {
                 match event.token() {
                     WAKER => {}
                     CLOCK => self.clock_jumped(now),
-                    notices::LINKS => self.domain.hear_links(),
+                    notices::LINKS => self.domain.hear_links(now),
                     notices::RULES => self.domain.hear_rules(now),
                     token => self.domain.dns.ready(token, now),
                 }

@@ -15,7 +15,7 @@ use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 
 use super::accounting::Gauge;
-use super::domain::{Domain, chain};
+use super::domain::{Bridged, Domain, chain};
 use super::error::Error;
 use super::listing::{self, Count};
 use super::rtnl::{self, INSTANCE_INTERFACE, Index, Link};
@@ -149,7 +149,7 @@ impl Domain {
     }
 
     /// The socket for links and routes is readable.
-    pub(super) fn hear_links(&mut self) {
+    pub(super) fn hear_links(&mut self, now: Duration) {
         let heard = match hear(&self.notices.links, rtnl::parse_notice) {
             Ok(heard) => heard,
             Err(err) => return error!("cannot hear of link changes err={err}"),
@@ -174,7 +174,7 @@ impl Domain {
         if way_out {
             self.doubt_missing_vlans();
         }
-        self.raise_doubtful();
+        self.raise_doubtful(now);
     }
 
     fn link_gone(&mut self, index: Index) {
@@ -232,21 +232,28 @@ impl Domain {
         for index in standing.vlan.into_iter().chain([standing.index]) {
             rtnl::set_mtu(&mut messages, index, mtu);
         }
-        for (instance, veth) in self.wired_in(id) {
-            rtnl::set_mtu(&mut messages, veth, mtu);
-            let inside = self.enter(&instance, |channel| {
-                let links = rtnl::links(channel)?;
-                let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
-                let mut messages = Messages::new();
-                link.iter().for_each(|link| rtnl::set_mtu(&mut messages, link.index, mtu));
-                channel.execute(&mut messages)
-            });
-            if let Err(err) = inside.and_then(|result| result) {
-                error!("cannot change MTU of instance instance={instance} err={}", chain(&err));
-            }
-        }
         if let Err(err) = self.links.execute(&mut messages) {
             error!("cannot change MTU of network network={id} err={}", chain(&err));
+        }
+        for (instance, veth) in self.wired_in(id) {
+            self.set_instance_mtu(&instance, veth, mtu);
+        }
+    }
+
+    /// Both ends of one link; errors are logged.
+    pub(super) fn set_instance_mtu(&mut self, id: &InstanceId, veth: Index, mtu: u32) {
+        let mut messages = Messages::new();
+        rtnl::set_mtu(&mut messages, veth, mtu);
+        let outside = self.links.execute(&mut messages);
+        let inside = self.enter(id, |channel| {
+            let links = rtnl::links(channel)?;
+            let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
+            let mut messages = Messages::new();
+            link.iter().for_each(|link| rtnl::set_mtu(&mut messages, link.index, mtu));
+            channel.execute(&mut messages)
+        });
+        if let Err(err) = outside.and(inside.and_then(|result| result)) {
+            error!("cannot change MTU of instance instance={id} err={}", chain(&err));
         }
     }
 
@@ -270,14 +277,18 @@ impl Domain {
     }
 
     /// Makes networks anew that do not stand, with the instances that are in them.
-    fn raise_doubtful(&mut self) {
-        let doubtful = self.networks.iter().filter(|(_, network)| network.standing.is_none());
+    pub(super) fn raise_doubtful(&mut self, now: Duration) {
+        let due = |network: &Bridged| network.standing.is_none() && network.retry_at <= now;
+        let doubtful = self.networks.iter().filter(|(_, network)| due(network));
         let doubtful: Vec<NetworkId> = doubtful.map(|(id, _)| id.clone()).collect();
         for id in doubtful {
             let standing = match self.raise_network(&id) {
                 Ok(standing) => standing,
                 Err(err) => {
                     error!("cannot set up network network={id} err={}", chain(&err));
+                    if let Some(network) = self.networks.get_mut(&id) {
+                        network.put_off(now);
+                    }
                     continue;
                 }
             };

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 
-use super::super::NetworkSettings;
 use super::super::caps::NetCaps;
 use super::super::rules::Set;
-use super::rig::{Rig, on_a_host, with_caps};
+use super::super::{NetworkSettings, rtnl};
+use super::rig::{Rig, on_a_host, with_caps, with_settings, without_nf_tables};
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
 use crate::ports::{Network, NetworkPlan};
+use crate::sys::netlink::{Family, Netlink};
 use crate::sys::testing::wait_until;
 use crate::sys::time::monotonic;
 
@@ -181,7 +182,8 @@ fn many_rules_are_made_anew_at_once() {
         }
         assert!(rig.generation() <= generation + 1);
         rig.restart();
-        assert_eq!(rig.net.survey().len(), usize::from(instances));
+        // A machine that is busy with other tests may need longer than a caller waits.
+        assert!((0..3).any(|_| rig.net.survey().len() == usize::from(instances)));
         wait_until("all rules after a restart", || rig.keys(Set::Exposed) == ports);
     });
 }
@@ -240,7 +242,16 @@ fn forwarding_that_cannot_be_enabled_is_an_error() {
         assert!(failed[0].1.message.contains("cannot enable forwarding in"), "{failed:?}");
         let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
         refused(rig, &plan, "cannot enable forwarding in");
-        assert!(rig.links().is_empty() && rig.namespaces().is_empty());
+        // What is tried again from time to time leaves nothing, and its announcements are no reason
+        // to try again.
+        wait_until("a moment without a link", || rig.links().is_empty());
+        assert!(rig.namespaces().is_empty());
+        let notices = Netlink::for_notices(Family::Route, &rtnl::NOTICE_GROUPS).unwrap();
+        let (mut heard, end) = (0, monotonic() + Duration::from_millis(500));
+        while monotonic() < end {
+            heard += usize::from(notices.receive(&mut [0; 32 * 1024]).is_ok());
+        }
+        assert!(heard < 50, "{heard}");
         // Somebody else has done it.
         fix("1\n");
         rig.net.attach(&plan).unwrap();
@@ -250,7 +261,8 @@ fn forwarding_that_cannot_be_enabled_is_an_error() {
 #[test]
 fn a_kernel_without_vlans_is_reported_once() {
     let caps = Some(NetCaps { vlan: false, ..NetCaps::ALL });
-    with_caps("faults_no_vlan", NetworkSettings::default(), caps, |rig: &mut Rig| {
+    let settings = NetworkSettings { firewall: false, ..NetworkSettings::default() };
+    with_caps("faults_no_vlan", settings, caps, |rig: &mut Rig| {
         rig.add_outside();
         rig.update(&[NET1]);
         assert!(rig.alerts().is_empty());
@@ -272,7 +284,8 @@ fn a_kernel_without_vlans_is_reported_once() {
 #[test]
 fn a_kernel_without_bridges_or_pairs_is_reported() {
     let caps = Some(NetCaps { bridge: false, veth: false, ..NetCaps::ALL });
-    with_caps("faults_no_bridge", NetworkSettings::default(), caps, |rig: &mut Rig| {
+    let settings = NetworkSettings { firewall: false, ..NetworkSettings::default() };
+    with_caps("faults_no_bridge", settings, caps, |rig: &mut Rig| {
         rig.update(&[]);
         let alerts = rig.alerts();
         assert_eq!(alerts.len(), 2);
@@ -332,5 +345,27 @@ fn a_network_works_without_its_name_server() {
         let expect: String = (1..=8).map(|last| format!("nameserver\t10.0.0.{last}\n")).collect();
         assert_eq!(rig.file(&plan, "resolv.conf"), expect);
         assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+    });
+}
+
+/// Nothing runs unfiltered by accident.
+#[test]
+fn a_kernel_without_nf_tables_is_reported() {
+    without_nf_tables("faults_no_nf_tables", |rig: &mut Rig| {
+        let expect = "kernel lacks nf_tables with nat, masquerade and conntrack";
+        let failed = rig.update(&[NET1]);
+        assert!(failed[0].1.message.contains(expect), "{failed:?}");
+        refused(rig, &rig.plan("net1", NET1.1, "172.17.0.2", 0), expect);
+        assert!(rig.links().is_empty() && rig.namespaces().is_empty());
+        let alerts = rig.alerts();
+        assert!(alerts.iter().any(|alert| alert.contains(expect)), "{alerts:?}");
+    });
+    let settings = NetworkSettings { firewall: false, ..NetworkSettings::default() };
+    with_settings("faults_no_nf_tables", settings, |rig: &mut Rig| {
+        assert!(rig.update(&[NET1]).is_empty());
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&plan).unwrap();
+        assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+        assert!(rig.alerts().is_empty());
     });
 }

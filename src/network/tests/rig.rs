@@ -80,11 +80,41 @@ pub(super) fn with_caps(
             println!("SKIP {test}: needs CAP_NET_ADMIN and CAP_SYS_ADMIN");
             return;
         }
+        if settings.firewall && !has_nf_tables() {
+            println!("SKIP {test}: kernel lacks nf_tables for inet");
+            return;
+        }
         let mut rig = Rig::new(settings, caps);
         body(&mut rig);
         rig.stop();
     });
     thread.unwrap().join().unwrap();
+}
+
+/// On a kernel without nf_tables for `inet`, or not at all.
+pub(super) fn without_nf_tables(test: &'static str, body: fn(&mut Rig)) {
+    let thread = spawn_sized("net-test", 1024 * 1024, move || {
+        if isolate().and_then(|()| tmpfs(Path::new("/run"), None, 0o755)).is_err() {
+            println!("SKIP {test}: needs CAP_NET_ADMIN and CAP_SYS_ADMIN");
+            return;
+        }
+        if has_nf_tables() {
+            println!("SKIP {test}: kernel has nf_tables for inet");
+            return;
+        }
+        let mut rig = Rig::new(NetworkSettings::default(), None);
+        body(&mut rig);
+        rig.stop();
+    });
+    thread.unwrap().join().unwrap();
+}
+
+fn has_nf_tables() -> bool {
+    let mut batch = nft::begin();
+    nft::new_table(&mut batch, "probe");
+    nft::delete_table(&mut batch, "probe");
+    nft::end(&mut batch);
+    Channel::open(Family::Netfilter).is_ok_and(|mut channel| channel.commit(&mut batch).is_ok())
 }
 
 impl Rig {
@@ -176,6 +206,8 @@ impl Rig {
 
     /// What the node has complained about.
     pub(super) fn alerts(&self) -> Vec<String> {
+        // What the last request has caused is told before the next one is answered.
+        self.net.survey();
         self.take_rows();
         self.alerts.borrow().clone()
     }
