@@ -31,6 +31,8 @@ use unit::{Outcome, POLL_SECONDS, Unit, args, proc};
 const QUIET: Duration = Duration::from_secs(62);
 /// From the kernel's counters to the encrypted message.
 const SAMPLING: [&str; 3] = ["monitor", "cm-tx", "grpc-0"];
+/// Between the look at the idle daemon and the first lines.
+const MARGIN: Duration = Duration::from_secs(3);
 /// Memory is looked at so often while lines are written.
 const LOOK: Duration = Duration::from_secs(1);
 const MIB: f64 = 1024.0 * 1024.0;
@@ -172,6 +174,8 @@ fn logs(host: &Host, runtime: &Path, table: &mut Table) -> Outcome<()> {
         format!("logging.rateBytes={}", 1_u64 << 30),
         format!("logging.instanceStoreSize={STORE_BYTES}"),
         format!("logging.storeSize={}", 2 * STORE_BYTES),
+        // An answer leaves out the oldest lines when it has too many parts.
+        "logging.maxPartCount=1000".to_owned(),
     ];
     let mut unit = Unit::start_with(host, runtime, Some(&host.disk.join("logs")), &settings)?;
     unit.start_daemon()?;
@@ -182,14 +186,15 @@ fn logs(host: &Host, runtime: &Path, table: &mut Table) -> Outcome<()> {
     Ok(())
 }
 
-/// Ten times a second numbered lines of ordinary length, from 1 on, then nothing more. It falls
-/// behind by what its own programs need.
-fn writer(lines_per_second: u64, seconds: u64) -> String {
+/// After a pause ten times a second numbered lines of ordinary length, from 1 on, then nothing more.
+/// It falls behind by what its own programs need.
+fn writer(pause: Duration, lines_per_second: u64, seconds: u64) -> String {
     let (step, last) = (lines_per_second / 10, lines_per_second * seconds);
     format!(
-        "n=1; while [ $n -le {last} ]; do /busybox seq $n $((n + {step} - 1)) | \
+        "/busybox sleep {}; n=1; while [ $n -le {last} ]; do /busybox seq $n $((n + {step} - 1)) | \
          /busybox sed \"s/.*/what a service tells about its work in a line of the log, number &/\"; \
-         n=$((n + {step})); /busybox usleep 85000; done; echo end; exec /busybox sleep 100000"
+         n=$((n + {step})); /busybox usleep 85000; done; echo end; exec /busybox sleep 100000",
+        pause.as_secs()
     )
 }
 
@@ -206,10 +211,12 @@ fn service(unit: &mut Unit, name: &str, script: &str) -> Outcome<()> {
 }
 
 fn flood(unit: &mut Unit, table: &mut Table, seconds: u64) -> Outcome<()> {
-    sleep(QUIET);
+    // What the start has needed is given back before the lines begin.
     let pid = unit.pid()?;
+    service(unit, "flood", &writer(QUIET + MARGIN, FLOOD, seconds))?;
+    sleep(QUIET);
     let idle = Memory::of(pid)?;
-    service(unit, "flood", &writer(FLOOD, seconds))?;
+    sleep(MARGIN);
     let (mut most, mut most_anonymous) = (0, 0);
     let end = Instant::now() + Duration::from_secs(seconds);
     let cpu = proc::cpu_ms(pid)?;
@@ -234,7 +241,7 @@ fn flood(unit: &mut Unit, table: &mut Table, seconds: u64) -> Outcome<()> {
 
 /// All lines must be in the log afterwards.
 fn busy(host: &Host, unit: &mut Unit, table: &mut Table, seconds: u64) -> Outcome<()> {
-    service(unit, "busy", &writer(BUSY, seconds))?;
+    service(unit, "busy", &writer(Duration::ZERO, BUSY, seconds))?;
     let file = host.dir.join("busy.log");
     let end = Instant::now() + Duration::from_secs(2 * seconds + 30);
     loop {
