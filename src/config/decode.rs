@@ -32,7 +32,6 @@ const DEFAULT_HOST_BINDS: [&str; 5] = ["bin", "sbin", "lib", "lib64", "usr"];
 const DEFAULT_DNS_FALLBACK: [&str; 1] = ["8.8.8.8"];
 const DEFAULT_LOCAL_NETWORKS: [&str; 4] =
     ["10.0.0.0/8", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
-const DEFAULT_SYSTEM_LOG_FILES: [&str; 2] = ["/var/log/messages", "/var/log/syslog"];
 
 /// Bytes of an interface name, as the kernel has it.
 const INTERFACE_NAME_MAX: usize = 15;
@@ -246,7 +245,7 @@ impl Reader<'_> {
             section.u64_in(key, min..=max).map(|number| number.unwrap_or(default))
         };
         let files = section.strings("systemLogFiles")?;
-        let files = files.unwrap_or_else(|| DEFAULT_SYSTEM_LOG_FILES.map(str::to_owned).to_vec());
+        let files = files.unwrap_or_default();
         Ok(Logging {
             max_part_size_bytes: number("maxPartSize", 512 * KIB, 1, u32::MAX.into())?,
             max_part_count: number("maxPartCount", 20, 1, u32::MAX.into())?,

@@ -211,7 +211,7 @@ pub struct Logging {
     pub rate_lines: u64,
     /// Per instance and 30 s.
     pub rate_bytes: u64,
-    /// System log without journald; the first that exists.
+    /// System log without journald, all of them; empty = the first usual one that exists.
     pub system_log_files: Vec<PathBuf>,
 }
 

@@ -114,10 +114,7 @@ fn every_default() {
                 sync_period: 30s,
                 rate_lines: 10000,
                 rate_bytes: 4194304,
-                system_log_files: [
-                    "/var/log/messages",
-                    "/var/log/syslog",
-                ],
+                system_log_files: [],
             },
             journal_alerts: JournalAlerts {
                 filter: [],

@@ -35,7 +35,7 @@ const PIECE_BYTES: usize = 16 * 1024;
 const PIECES: usize = 16;
 
 /// Names of our components in units, which become core alerts.
-const COMPONENTS: [&str; 6] = [
+pub(crate) const COMPONENTS: [&str; 6] = [
     "aos-servicemanager",
     "aos-updatemanager",
     "aos-iamanager",

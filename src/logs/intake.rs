@@ -1,7 +1,7 @@
 //! What the thread `log-in` waits for: its inbox, the journal, the kernel, and the time.
 //!
-//! In: [`CaptureCommand`], at most `INBOX` waiting; the pipe of a `journalctl`; `/dev/kmsg`. Out:
-//! alerts and how far they have come through [`AlertOutput`], and the work of `capture`. With
+//! In: [`CaptureCommand`], at most `INBOX` waiting; the pipe of a `journalctl`; `/dev/kmsg`; files
+//! of a syslog daemon. Out: alerts and how far they have come through [`AlertOutput`], and the work of `capture`. With
 //! nothing to capture and nothing to tell it sleeps without a timer.
 
 use std::io;
@@ -12,13 +12,14 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 
-use crate::logs::LogSettings;
 use crate::logs::alerts::AlertOutput;
 use crate::logs::capture::{Capture, CaptureCommand};
 use crate::logs::export::Entry;
-use crate::logs::follow::{Follower, Subject, subject};
+use crate::logs::follow::{COMPONENTS, Follower, Subject, subject};
 use crate::logs::kmsg::KernelWatch;
 use crate::logs::position::Position;
+use crate::logs::syslog::SyslogWatch;
+use crate::logs::{LogSettings, OWN_STORE, system};
 use crate::ports::{Clock, Now, Processes};
 use crate::sys;
 
@@ -27,7 +28,8 @@ pub const INBOX: usize = 256;
 const COMMANDS: Token = Token(0);
 const JOURNAL: Token = Token(1);
 const KERNEL: Token = Token(2);
-const TOKENS: usize = 3;
+const SYSLOG: Token = Token(3);
+const TOKENS: usize = 4;
 /// Shortest time between two reports of the position of which nothing became an alert.
 const POSITION_PERIOD: Duration = Duration::from_secs(1);
 
@@ -156,6 +158,7 @@ struct Sources<'a> {
     means: &'a Means<'a>,
     journal: Option<Follower<'a>>,
     kernel: Option<KernelWatch>,
+    syslog: Option<SyslogWatch>,
     /// What was reported last, and when; at first what an earlier life has left.
     reported: Position,
     reported_at: Option<Duration>,
@@ -176,7 +179,17 @@ impl<'a> Sources<'a> {
         let kernel = kernel.and_then(|opened| {
             opened.inspect_err(|err| log::warn!("kernel messages are not read err={err}")).ok()
         });
-        Self { means, journal: None, kernel, reported: stored, reported_at: None, judged: 0 }
+        let wants_syslog = !capture.uses_journal && means.output.is_some();
+        let syslog = wants_syslog.then(|| follow_syslog(means.settings, registry)).flatten();
+        Self {
+            means,
+            journal: None,
+            kernel,
+            syslog,
+            reported: stored,
+            reported_at: None,
+            judged: 0,
+        }
     }
 
     fn note(&mut self, token: Token) {
@@ -184,6 +197,9 @@ impl<'a> Sources<'a> {
             (JOURNAL, Some(journal), _) => journal.has_more = true,
             (KERNEL, _, Some(kernel)) => kernel.has_more = true,
             _ => {}
+        }
+        if let Some(syslog) = self.syslog.as_mut().filter(|_| token == SYSLOG) {
+            syslog.note();
         }
     }
 
@@ -195,7 +211,9 @@ impl<'a> Sources<'a> {
             return Some(Duration::ZERO);
         }
         let start = self.journal.as_ref().and_then(Follower::next_start);
-        start.map(|at| at.saturating_sub(now.mono))
+        let read = self.syslog.as_ref().and_then(SyslogWatch::next_read);
+        let next = start.into_iter().chain(read).min();
+        next.map(|at| at.saturating_sub(now.mono))
     }
 
     fn turn(&mut self, capture: &mut Capture<'_>, registry: &Registry, now: Now) {
@@ -205,6 +223,7 @@ impl<'a> Sources<'a> {
         let (_, sent) = capture.work.alerts.counts();
         self.read_journal(capture, registry, now);
         self.read_kernel(capture, registry, now);
+        self.read_syslog(capture, now);
         let (judged, sent_now) = capture.work.alerts.counts();
         // What no alert could be made of may as well be read again.
         let is_due = |at: Duration| now.mono.saturating_sub(at) >= POSITION_PERIOD;
@@ -246,6 +265,25 @@ impl<'a> Sources<'a> {
         }
     }
 
+    fn read_syslog(&mut self, capture: &mut Capture<'_>, now: Now) {
+        let Some(syslog) = &mut self.syslog else { return };
+        let level = self.means.settings.alerts.system_priority;
+        let has_kernel = self.kernel.is_some();
+        syslog.read(now, |line| {
+            // The kernel's messages come from the kernel, our own directly.
+            let name = line.unit.replace('_', "-");
+            let is_known = (has_kernel && name == "kernel") || name == OWN_STORE;
+            if is_known || line.level.is_none_or(|found| found > level) {
+                return;
+            }
+            let time_ms = line.real_us / 1000;
+            match COMPONENTS.into_iter().find(|component| name.contains(component)) {
+                Some(name) => capture.work.alerts.core(name, &line.message, time_ms, now),
+                None => capture.work.alerts.system(&line.message, time_ms, now),
+            }
+        });
+    }
+
     /// Says how far the alerts have come, if that is news.
     fn report(&mut self, capture: &Capture<'_>, now: Now) {
         let journal = self.journal.as_ref().and_then(|journal| journal.place.clone());
@@ -263,6 +301,16 @@ impl<'a> Sources<'a> {
         }
         self.reported_at = Some(now.mono);
     }
+}
+
+fn follow_syslog(settings: &LogSettings, registry: &Registry) -> Option<SyslogWatch> {
+    let opened = SyslogWatch::open(system::newest(settings)).and_then(|watch| {
+        if let Some(watch) = &watch {
+            registry.register(&mut SourceFd(&watch.descriptor()), SYSLOG, Interest::READABLE)?;
+        }
+        Ok(watch)
+    });
+    opened.inspect_err(|err| log::warn!("system log files are not read err={err}")).ok().flatten()
 }
 
 /// Makes an alert of an entry if it is about something that has one.

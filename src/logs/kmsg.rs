@@ -62,6 +62,7 @@ impl Iterator for KernelRing {
                             real_us: self.boot_us.saturating_add(record.mono_us),
                             unit: "kernel".to_owned(),
                             message: record.message,
+                            level: Some(record.level),
                         });
                     }
                 }

@@ -24,6 +24,7 @@ mod segment;
 pub mod serve;
 pub mod sink;
 mod spool;
+mod syslog;
 mod system;
 #[cfg(test)]
 mod testing;

@@ -273,17 +273,21 @@ impl<'a> Iterator for Cut<'a> {
     }
 }
 
-/// Takes a prefix `<N>` off: priority in the low three bits, a facility above them.
+/// Takes a prefix off; without one the priority is the default.
 fn prefixed(text: &[u8]) -> (u8, &[u8]) {
-    let plain = (DEFAULT_PRIORITY, text);
-    let Some(rest) = text.strip_prefix(b"<") else { return plain };
+    prefix(text).unwrap_or((DEFAULT_PRIORITY, text))
+}
+
+/// A prefix `<N>` and what follows: priority in the low three bits, a facility above them.
+pub(crate) fn prefix(text: &[u8]) -> Option<(u8, &[u8])> {
+    let rest = text.strip_prefix(b"<")?;
     let digits = rest.iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
     if !(1..=3).contains(&digits) || rest.get(digits) != Some(&b'>') {
-        return plain;
+        return None;
     }
     let value = rest[..digits].iter().fold(0_u32, |v, digit| v * 10 + u32::from(digit - b'0'));
     let priority = u8::try_from(value & 7).unwrap_or(DEFAULT_PRIORITY);
-    (priority, &rest[digits + 1..])
+    Some((priority, &rest[digits + 1..]))
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

@@ -26,6 +26,18 @@ const AHEAD_MS: i64 = 24 * 3600 * 1000;
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
+/// Names of the syslog levels from 0 on.
+const LEVELS: [&[&str]; 8] = [
+    &["emerg", "panic"],
+    &["alert"],
+    &["crit"],
+    &["err", "error"],
+    &["warning", "warn"],
+    &["notice"],
+    &["info"],
+    &["debug"],
+];
+
 /// A line of the system log.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct SystemLine {
@@ -33,6 +45,8 @@ pub(crate) struct SystemLine {
     /// Name of the program.
     pub(crate) unit: String,
     pub(crate) message: Vec<u8>,
+    /// Syslog level, if the line tells it.
+    pub(crate) level: Option<u8>,
 }
 
 type Lines = Box<dyn Iterator<Item = Result<SystemLine, Error>>>;
@@ -108,6 +122,7 @@ impl Iterator for OwnLines {
                 real_us: header.stamp.real_us,
                 unit: OWN_STORE.to_owned(),
                 message: line.text.to_vec(),
+                level: Some(line.priority),
             }));
         }
         self.waiting.pop_front()
@@ -164,11 +179,16 @@ impl Iterator for FileLines {
     }
 }
 
-/// The files that can be opened, older ones first.
-fn files(settings: &LogSettings) -> Vec<PathBuf> {
+/// The files that are written now.
+pub(crate) fn newest(settings: &LogSettings) -> Vec<PathBuf> {
     let configured = settings.system_log_files.clone();
     let defaults = || DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.exists());
-    let newest = configured.unwrap_or_else(|| defaults().into_iter().collect());
+    configured.unwrap_or_else(|| defaults().into_iter().collect())
+}
+
+/// The files that can be opened, older ones first.
+fn files(settings: &LogSettings) -> Vec<PathBuf> {
+    let newest = newest(settings);
     let rotated = |path: &Path| {
         let mut name = path.as_os_str().to_owned();
         name.push(".1");
@@ -196,19 +216,50 @@ fn read_line(reader: &mut impl BufRead, text: &mut Vec<u8>) -> io::Result<bool> 
     Ok(length > 0)
 }
 
-/// `<time> <host> <program>[<pid>]: <message>`, the time as syslog or RFC 3339 writes it.
-fn parse(line: &[u8], now_ms: i64) -> Option<SystemLine> {
+/// `[<number>]<time> <host> [<facility>.<level>] <program>[<pid>]: <message>`, the time as syslog or
+/// RFC 3339 writes it, the number as a syslog daemon gets it.
+pub(crate) fn parse(line: &[u8], now_ms: i64) -> Option<SystemLine> {
+    let (number, line) = match record::prefix(line) {
+        Some((level, rest)) => (Some(level), rest),
+        None => (None, line),
+    };
     let (time_ms, rest) = syslog_time(line, now_ms).or_else(|| iso_time(line))?;
-    let mut words = rest.splitn(3, |byte| *byte == b' ');
-    let (_host, tag, message) = (words.next()?, words.next()?, words.next().unwrap_or_default());
+    let real_us = time_ms * 1000;
+    let (_host, rest) = word(rest);
+    let (level, rest) = match named_level(word(rest).0) {
+        Some(level) => (Some(level), word(rest).1),
+        None => (number, rest),
+    };
+    let (tag, message) = word(rest);
     let Some(tag) = tag.strip_suffix(b":") else {
         // No program: all of it is the message.
-        let message = rest.splitn(2, |byte| *byte == b' ').nth(1)?.to_vec();
-        return Some(SystemLine { real_us: time_ms * 1000, unit: String::new(), message });
+        let message = rest.to_vec();
+        return (!message.is_empty()).then(|| SystemLine {
+            real_us,
+            message,
+            level,
+            ..SystemLine::default()
+        });
     };
     let name = tag.split(|byte| *byte == b'[').next()?;
     let unit = String::from_utf8_lossy(name).into_owned();
-    Some(SystemLine { real_us: time_ms * 1000, unit, message: message.to_vec() })
+    Some(SystemLine { real_us, unit, message: message.to_vec(), level })
+}
+
+/// The first word, and what follows the blank after it.
+fn word(text: &[u8]) -> (&[u8], &[u8]) {
+    match text.iter().position(|byte| *byte == b' ') {
+        Some(end) => (&text[..end], &text[end + 1..]),
+        None => (text, &[]),
+    }
+}
+
+/// Level of `<facility>.<level>`, as busybox writes it.
+fn named_level(word: &[u8]) -> Option<u8> {
+    let (facility, level) = std::str::from_utf8(word).ok()?.split_once('.')?;
+    let is_facility = !facility.is_empty() && facility.bytes().all(|b| b.is_ascii_alphanumeric());
+    let at = LEVELS.iter().position(|names| names.contains(&level)).filter(|_| is_facility)?;
+    u8::try_from(at).ok()
 }
 
 /// `Nov 25 14:38:42`; the day of the month may have a blank in place of its first digit.
@@ -247,9 +298,23 @@ mod tests {
                 real_us: calendar::parse(time).unwrap() * 1000,
                 unit: unit.to_owned(),
                 message: message.into(),
+                level: None,
             };
             assert_eq!(found, expect, "{line}");
         };
+        let level = |line: &str| {
+            let found = parse(line.as_bytes(), now_ms).unwrap();
+            (found.level, found.unit, String::from_utf8(found.message).unwrap())
+        };
+        let expect = |level, unit: &str, text: &str| (level, unit.to_owned(), text.to_owned());
+        let busybox = "Dec 31 23:59:58 host daemon.err cron[42]: no more room";
+        assert_eq!(level(busybox), expect(Some(3), "cron", "no more room"));
+        let busybox = "Dec 31 23:59:58 host local0.emerg no program";
+        assert_eq!(level(busybox), expect(Some(0), "", "no program"));
+        let number = "<27>Dec 31 23:59:58 host cron: text";
+        assert_eq!(level(number), expect(Some(3), "cron", "text"));
+        let other = "Dec 31 23:59:58 host www.example.org: text";
+        assert_eq!(level(other), expect(None, "www.example.org", "text"));
         let line = "Dec 31 23:59:58 host cron[42]: (root) CMD";
         check(line, "2025-12-31T23:59:58Z", "cron", "(root) CMD");
         check("Jan  1 00:00:00 host kernel: [1.0] x", "2026-01-01T00:00:00Z", "kernel", "[1.0] x");

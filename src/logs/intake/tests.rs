@@ -319,6 +319,48 @@ fn restarts_of_the_daemon_cost_no_line_of_a_journal() {
 }
 
 #[test]
+fn messages_of_a_syslog_daemon() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("messages");
+    let append = |text: &str| {
+        let mut out = File::options().append(true).create(true).open(&file).unwrap();
+        writeln!(out, "Nov 25 10:00:00 host {text}").unwrap();
+    };
+    append("daemon.err cron[1]: before");
+    let files = Some(vec![file.clone()]);
+    let settings = LogSettings { system_log_files: files, ..settings(root.path()) };
+    let output = Collected::default();
+    let means = Means {
+        settings: &settings,
+        processes: &RealProcesses::default(),
+        clock: &SystemClock,
+        output: Some(&output),
+        position: None,
+    };
+    let mut capture = Capture::new(&settings, &output, SystemClock.now());
+    let mut poll = Poll::new().unwrap();
+    let mut sources = Sources::open(&means, &capture, poll.registry());
+    append("daemon.err cron[1]: no room");
+    append("daemon.warn cron[1]: a warning");
+    append("daemon.err aos_servicemanager[7]: our own");
+    append("user.crit aos_vis[8]: no sensor");
+    append("kern.err kernel: I/O error");
+    append("cron[1]: without a level");
+    let mut events = Events::with_capacity(TOKENS);
+    wait_until("an announcement", || {
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        events.iter().any(|event| event.token() == SYSLOG)
+    });
+    let now = SystemClock.now();
+    sources.note(SYSLOG);
+    assert_eq!(sources.pause(now), Some(Duration::ZERO));
+    sources.turn(&mut capture, poll.registry(), now);
+    assert_eq!(sources.pause(now), None);
+    let expect = ["system: no room", "aos-vis: no sensor", "system: I/O error"];
+    assert_eq!(output.texts(), expect);
+}
+
+#[test]
 fn a_full_inbox_gives_back() {
     let (handle, inbox) = inbox().unwrap();
     let own = || CaptureCommand::Own { priority: 3, text: "x".into(), is_alert: true };

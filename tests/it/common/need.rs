@@ -39,6 +39,13 @@ pub fn crun() -> Result<(), String> {
     program("crun").map(drop)
 }
 
+pub const JOURNALD: &str = "/lib/systemd/systemd-journald";
+
+/// A journal without systemd as the first process.
+pub fn journald() -> Result<(), String> {
+    if Path::new(JOURNALD).is_file() { Ok(()) } else { Err("no systemd-journald".to_owned()) }
+}
+
 /// The services of the tests are made of it.
 pub fn busybox() -> Result<(), String> {
     program("busybox").map(drop)

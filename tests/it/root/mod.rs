@@ -2,6 +2,7 @@
 
 mod crashes;
 mod leaving;
+mod logs;
 mod packages;
 mod run;
 mod runtimes;
