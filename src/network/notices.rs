@@ -322,10 +322,12 @@ fn report_limit(object: &str, limit_bytes: u64) -> bool {
 mod tests {
     use std::path::Path;
 
+    use super::super::NetworkSettings;
     use super::super::channel::Channel;
     use super::super::naming::LinkName;
     use super::super::rtnl::NewBridge;
     use super::*;
+    use crate::model::desired::NetworkParams;
     use crate::sys::mount::{isolate, tmpfs};
     use crate::sys::thread::spawn_sized;
 
@@ -366,6 +368,47 @@ mod tests {
             channel.execute(&mut messages).unwrap();
             let heard = hear(&socket, rtnl::parse_notice).unwrap();
             assert!(heard.notices.contains(&rtnl::Notice::LinkGone(500)) && !heard.lost);
+        });
+        thread.unwrap().join().unwrap();
+    }
+
+    /// What was not announced is found by comparing.
+    #[test]
+    fn lost_announcements_are_made_up_for() {
+        let thread = spawn_sized("compare-test", 1024 * 1024, || {
+            if isolate().and_then(|()| tmpfs(Path::new("/run"), None, 0o755)).is_err() {
+                println!("SKIP lost_announcements_are_made_up_for: needs CAP_NET_ADMIN");
+                return;
+            }
+            let poll = mio::Poll::new().unwrap();
+            let settings = NetworkSettings { firewall: false, ..NetworkSettings::default() };
+            let registry = poll.registry().try_clone().unwrap();
+            let mut domain = Domain::open(settings, registry).unwrap();
+            domain.start();
+            let list = ["172.17", "172.18"].map(|net| NetworkParams {
+                id: NetworkId::new(net),
+                subnet: format!("{net}.0.0/16"),
+                ip: format!("{net}.0.1"),
+                vlan_id: 0,
+            });
+            assert!(domain.update_networks(&list).is_empty());
+            let mut channel = Channel::open(Family::Route).unwrap();
+            let names = |channel: &mut Channel| -> Vec<(String, Index)> {
+                let links = rtnl::links(channel).unwrap().into_iter();
+                links.filter(|l| l.kind == "bridge").map(|l| (l.name, l.index)).collect()
+            };
+            let before = names(&mut channel);
+            assert_eq!(before.len(), 2);
+            let mut messages = Messages::new();
+            rtnl::delete_link(&mut messages, before[0].1);
+            channel.execute(&mut messages).unwrap();
+            while domain.notices.links.receive(&mut [0; RECEIVE_BYTES]).is_ok() {}
+            domain.compare_links();
+            domain.raise_doubtful(Duration::ZERO);
+            let after = names(&mut channel);
+            assert_eq!(after.len(), 2);
+            // The one that was there is the same.
+            assert!(after.contains(&before[1]) && !after.contains(&before[0]), "{after:?}");
         });
         thread.unwrap().join().unwrap();
     }
