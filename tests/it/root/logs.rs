@@ -5,8 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use aos_servicemanager::sys::fs::write_plain;
+
 use crate::common::need::{self, require};
-use crate::common::program::Program;
+use crate::common::program::{self, Program};
 use crate::common::unit::{Setup, Unit};
 use crate::common::wait_until;
 
@@ -25,7 +27,7 @@ impl Journald {
             RateLimitIntervalSec=0\nMaxRetentionSec=1day\n";
         unit.space.inside(|| {
             fs::create_dir_all(dropins).unwrap();
-            fs::write(dropins.join("test.conf"), text).unwrap();
+            write_plain(&dropins.join("test.conf"), text.as_bytes(), 0o644).unwrap();
         });
         let mut command = Command::new(need::JOURNALD);
         let program = Program::start(&unit.space, command.arg("aosit"));
@@ -197,12 +199,12 @@ fn an_alert_of_the_journal_waits_for_the_daemon() {
     unit.say("run");
     unit.say("wait active web");
     unit.kill_daemon();
-    fs::write(unit.path("sm/storages/web_subject_0/now"), "").unwrap();
+    write_plain(&unit.path("sm/storages/web_subject_0/now"), b"", 0o644).unwrap();
     wait_until("the line is in the journal", || {
         unit.space.inside(|| {
             let mut command = Command::new("journalctl");
             command.args(["--namespace=aosit", "-o", "cat"]);
-            String::from_utf8_lossy(&command.output().unwrap().stdout).contains("nobody looked")
+            program::run(&mut command).1.contains("nobody looked")
         })
     });
     unit.start_daemon();
