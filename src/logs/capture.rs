@@ -37,6 +37,9 @@ const QUIET_AFTER: Duration = Duration::from_secs(60);
 const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
 /// Level of our own messages that become alerts, and of more urgent ones.
 const OWN_ALERT: u8 = 3;
+/// Removed instances of which logs are kept: each takes a directory and about a kilobyte of memory,
+/// and an ident that comes and goes is another instance each time.
+pub(crate) const MAX_REMOVED: usize = 128;
 
 /// Inbox of the thread.
 #[derive(Clone, PartialEq, Debug)]
@@ -120,6 +123,7 @@ impl<'a> Capture<'a> {
                 entry.removed_ms = Some(now.wall_ms);
             }
         }
+        capture.forget_surplus();
         capture
     }
 
@@ -255,6 +259,7 @@ impl<'a> Capture<'a> {
         entry.sync();
         entry.segments.close();
         entry.release(id);
+        self.forget_surplus();
     }
 
     /// Tells the journal, where that is what instances write to, and makes alerts.
@@ -411,12 +416,25 @@ impl<'a> Capture<'a> {
             if !is_old || entry.spool.is_some() {
                 return true;
             }
-            log::info!("logs of a removed instance deleted instance={id}");
-            if let Err(err) = fs::remove_dir_all(&entry.dir) {
-                log::warn!("log store not removed path={} err={err}", entry.dir.display());
-            }
+            delete_store(id, entry);
             false
         });
+    }
+
+    /// Of removed instances the newest `MAX_REMOVED` stay.
+    fn forget_surplus(&mut self) {
+        loop {
+            let removed =
+                self.entries.iter().filter(|(_, e)| e.removed_ms.is_some() && e.spool.is_none());
+            if removed.clone().count() <= MAX_REMOVED {
+                return;
+            }
+            let oldest = removed.min_by_key(|(_, entry)| entry.removed_ms);
+            let Some(id) = oldest.map(|(id, _)| id.clone()) else { return };
+            if let Some(entry) = self.entries.remove(&id) {
+                delete_store(&id, &entry);
+            }
+        }
     }
 
     /// A last turn; the spools stay for the next life of the daemon.
@@ -425,6 +443,13 @@ impl<'a> Capture<'a> {
     pub(crate) fn finish(&mut self, now: Now) {
         self.tick(now);
         self.entries.values_mut().for_each(Entry::sync);
+    }
+}
+
+fn delete_store(id: &InstanceId, entry: &Entry) {
+    log::info!("logs of a removed instance deleted instance={id}");
+    if let Err(err) = fs::remove_dir_all(&entry.dir) {
+        log::warn!("log store not removed path={} err={err}", entry.dir.display());
     }
 }
 

@@ -443,6 +443,33 @@ fn removed_instances_are_kept_for_the_retention() {
 }
 
 #[test]
+fn of_removed_instances_the_newest_are_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = settings(root.path());
+    let mut capture = Capture::new(&settings, at(0));
+    let name = |number: usize| format!("i{number:04}");
+    for number in 0..MAX_REMOVED + 4 {
+        let id = InstanceId::new(&name(number));
+        let (ident, version) = (plan("i1").instance.ident.clone(), Arc::from("1"));
+        capture.apply(CaptureCommand::Open { id: id.clone(), ident, version, spool: None }, at(0));
+        // The first one is not removed.
+        if number > 0 {
+            capture.close(&id, 0, at(number as u64));
+        }
+    }
+    let kept = || ids_below(&store_root(&settings)).len();
+    assert_eq!(kept(), MAX_REMOVED + 1);
+    let gone = |number: usize| !store_dir(&settings, &InstanceId::new(&name(number))).exists();
+    assert_eq!([0, 1, 2, 3, 4].map(gone), [false, true, true, true, false]);
+    // A store with more than that, as an earlier release may leave one.
+    for number in 0..3 {
+        std::fs::create_dir(store_root(&settings).join(format!("orphan{number}"))).unwrap();
+    }
+    Capture::new(&settings, at(1_000_000));
+    assert_eq!(kept(), MAX_REMOVED + 1);
+}
+
+#[test]
 fn pauses_follow_the_traffic() {
     isolated("pauses_follow_the_traffic", |root| {
         let bench = Bench::new(LogSettings { spool_bytes: 1 << 20, ..settings(root) });
