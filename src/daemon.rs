@@ -189,12 +189,14 @@ impl Host {
         let (event_loop, loop_handle) = EventLoop::new()?;
         let (net_thread, net) = NetThread::new(settings::network(config))?;
         let capture = intake::inbox().map_err(|source| Error::LogInbox { source })?;
+        let bundles = Arc::new(BundleStore::new(settings::bundles(config, &caps)?)?);
         let ports = Ports {
             runtime: Arc::new(Crun::new(
                 settings::runtime(config, &caps),
                 Arc::new(loop_handle.clone()),
             )?),
-            bundles: Arc::new(BundleStore::new(settings::bundles(config, &caps)?)?),
+            bundles: bundles.clone(),
+            data: bundles,
             network: Arc::new(net.clone()),
             sinks: Arc::new(Sinks::new(settings::logs(config), capture.0.clone())),
             images: Arc::new(ImageStore::new(settings::images(config))),
@@ -273,9 +275,9 @@ fn start_threads(
         threads.spawn(name, move || jobs::run_exec(&inbox, &ports, &events))?;
     }
     let (ports, events) = (host.ports.clone(), core.clone());
-    let images = settings::images(config);
+    let (images, remote) = (settings::images(config), settings::remote_data(config));
     threads.spawn("fetch", move || {
-        image::confine(&images);
+        image::confine(&images, &remote);
         jobs::run_fetch(&fetch_rx, &ports, &events);
     })?;
 

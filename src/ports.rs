@@ -70,6 +70,17 @@ pub trait Bundles: Send + Sync {
     fn remove(&self, id: &InstanceId) -> Result<(), Failure>;
 }
 
+/// State file and storage directory of an instance, which may lie on a file system with a server
+/// that is silent.
+pub trait InstanceData: Send + Sync {
+    /// Fails with `remote_data` when they have to be prepared on the fetch thread. Never touches
+    /// such a file system.
+    fn check(&self, plan: &StartPlan) -> Result<(), Failure>;
+    /// Makes what is missing of them; may wait for as long as a server is silent. False = they do
+    /// not lie on a server any more, and nothing was done.
+    fn prepare_data(&self, plan: &StartPlan) -> Result<bool, Failure>;
+}
+
 /// The network of one instance; the net thread does the work.
 pub trait Network: Send + Sync {
     /// Namespace, veth pair, address, route, `hosts` and `resolv.conf`. A leftover is replaced.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::Effect;
+use crate::core::data::Data;
 use crate::core::instance::{Instance, Phase, Secret, Verdict};
 use crate::core::secrets::Leaving;
 use crate::core::state::{Orphan, State, Survey};
@@ -162,7 +163,7 @@ impl State {
             request.instances.iter().map(|i| i.ident.clone()).collect();
         self.drop_unnamed(&named);
         for desired in request.instances {
-            self.want_instance(desired, request.force_restart);
+            self.want_instance(now, desired, request.force_restart);
         }
         self.give_up_nameless();
         self.round = true;
@@ -186,7 +187,7 @@ impl State {
         }
     }
 
-    fn want_instance(&mut self, desired: DesiredInstance, force_restart: bool) {
+    fn want_instance(&mut self, now: Now, desired: DesiredInstance, force_restart: bool) {
         let ident = desired.ident.clone();
         if let Some(instance) = self.by_ident.get(&ident).and_then(|id| self.instances.get_mut(id))
         {
@@ -194,6 +195,7 @@ impl State {
                 let row = StoredInstance { id: instance.id.clone(), instance: desired.clone() };
                 self.changes.push(Change::PutInstance(row));
                 instance.desired = Arc::new(desired);
+                instance.data = Data::Local;
             }
             instance.retry = true;
             // A failed instance starts anew, also when it only waits for its next restart.
@@ -201,6 +203,7 @@ impl State {
             instance.restart |= waits || (force_restart && instance.is_present());
             instance.alerted = false;
             instance.node_config = None;
+            instance.try_data(now);
             return;
         }
         if self.by_ident.len() >= self.policy.max_instances {
@@ -268,6 +271,7 @@ impl State {
             }
             JobDone::Discarded => self.packages.discarded(),
             JobDone::LookedAtDisks(figures) => self.disks_answered = Some(figures),
+            JobDone::DataPrepared { id, result } => self.data_prepared(now, &id, result),
             JobDone::Checked { key, result } => {
                 self.stale_goals |=
                     self.packages.checked(&key, result, now.mono, &mut self.changes);
@@ -334,6 +338,7 @@ impl State {
                     self.exited(now, id, pid, exit);
                 }
             }
+            Err(failure) if failure.remote_data => self.data_are_remote(now, id),
             Err(failure) => {
                 log::error!(
                     "cannot start instance={id} ident={} err={failure}",
@@ -526,6 +531,7 @@ impl Instance {
         self.restart = false;
         self.registered = false;
         self.secret = Secret::None;
+        self.data = Data::Local;
         self.limiter = Default::default();
         self.early_exit = None;
         if self.phase == Phase::Absent {

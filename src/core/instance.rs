@@ -15,6 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::data::Data;
 use crate::core::limiter::RunRules;
 use crate::model::desired::DesiredInstance;
 use crate::model::event::Exit;
@@ -176,6 +177,7 @@ pub struct Instance {
     pub early_exit: Option<(u32, Exit)>,
     pub verdict: Verdict,
     pub secret: Secret,
+    pub data: Data,
     /// IAM knows the instance, or may: it was asked.
     pub registered: bool,
     /// With what IAM was asked.
@@ -215,6 +217,7 @@ impl Instance {
             early_exit: None,
             verdict: Verdict::Given,
             secret: Secret::None,
+            data: Data::Local,
             registered: false,
             permissions: None,
             monitored: false,
@@ -301,6 +304,7 @@ impl Instance {
                     && !matches!(self.verdict, Verdict::Held { .. })
                     && self.fault.is_some()
             }
+            (Goal::Run(_), Phase::Absent) => self.lacks_data(),
             (Goal::Run(_), _) => false,
         }
     }

@@ -18,6 +18,7 @@ pub mod goal;
 pub mod plan;
 pub mod report;
 pub mod secrets;
+pub mod data;
 pub mod env;
 pub mod alerts;
 pub mod node_config;

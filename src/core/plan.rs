@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::core::data::Data;
 use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::limiter;
 use crate::core::package::{Image, Removal};
@@ -51,6 +52,7 @@ impl State {
         }
         self.plan_networks(&mut effects);
         self.plan_instances(now, &mut effects);
+        self.plan_data(now, &mut effects);
         self.plan_packages(now, &mut effects);
         self.plan_reports(now, &mut effects);
         self.plan_alert_position(now);
@@ -485,13 +487,14 @@ impl State {
         self.start(now, id, inputs, effects);
     }
 
-    /// Networks before instances, secret before container. (Stops and leftovers before starts is
+    /// Networks before instances, secret and data before container. (Stops and leftovers before starts is
     /// what `clear` tells.)
     fn may_start_fresh(&self, id: &InstanceId, inputs: &Inputs) -> bool {
         let Some(instance) = self.instances.get(id) else { return false };
         let needs_secret = inputs.image.service.permissions.is_some();
         self.networks_unanswered == 0
             && !self.networks_due
+            && !matches!(instance.data, Data::Waiting { .. })
             && (!needs_secret || matches!(instance.secret, Secret::Known(_)))
     }
 
@@ -556,7 +559,12 @@ impl State {
 }
 
 impl Instance {
-    fn start_plan(&self, inputs: &Inputs, kind: StartKind, started_at_ns: u64) -> StartPlan {
+    pub(crate) fn start_plan(
+        &self,
+        inputs: &Inputs,
+        kind: StartKind,
+        started_at_ns: u64,
+    ) -> StartPlan {
         let secret = match &self.secret {
             Secret::Known(secret) => Some(secret.clone()),
             _ => None,
@@ -585,6 +593,7 @@ impl Instance {
             resources: inputs.resources.clone(),
             max_dmips: inputs.max_dmips,
             kind,
+            data_ready: self.data == Data::Ready,
             record,
         }
     }

@@ -183,6 +183,8 @@ pub struct State {
     pub asks: u64,
     /// Images that could not be read yet because the exec threads have enough to do.
     pub reads_left: bool,
+    /// The fetch thread prepares data of an instance.
+    pub data_job: bool,
     /// Registrations to be dropped at IAM.
     pub unregister: Vec<(InstanceId, InstanceIdent)>,
     /// Instances that are not wanted any more, but that IAM may still know; a row names them.
@@ -268,6 +270,7 @@ impl State {
             link_told: false,
             asks: 0,
             reads_left: false,
+            data_job: false,
             unregister: Vec::new(),
             leaving: Leaving::of(stored.leaving),
             deadline: None,

@@ -25,6 +25,7 @@ use crate::runtime::crun::{Program, RuntimeSettings};
 use crate::runtime::limits;
 use crate::runtime::spec::{self, HostLimits, SpecSettings};
 use crate::sys::cgroups::Kind;
+use crate::sys::mount::is_remote;
 
 const PRIVATE: u32 = 0o700;
 /// As the reference makes them.
@@ -32,15 +33,23 @@ const OPEN: u32 = 0o755;
 
 /// Directories that must exist, with their mode if they are made.
 pub(super) fn directories(config: &Config) -> Vec<(&Path, u32)> {
-    vec![
+    let mut all: Vec<(&Path, u32)> = vec![
         (&config.run_dir, PRIVATE),
         (&config.working_dir, OPEN),
-        (&config.storage_dir, OPEN),
-        (&config.state_dir, OPEN),
         (&config.services_dir, OPEN),
         (&config.layers_dir, OPEN),
         (&config.download_dir, OPEN),
-    ]
+    ];
+    // A silent server must not hold up the start.
+    let data: [&Path; 2] = [&config.storage_dir, &config.state_dir];
+    all.extend(data.into_iter().filter(|dir| !is_remote(dir)).map(|dir| (dir, OPEN)));
+    all
+}
+
+/// Roots of the data of instances that lie on file systems with a server.
+pub(super) fn remote_data(config: &Config) -> Vec<PathBuf> {
+    let data = [&config.storage_dir, &config.state_dir];
+    data.into_iter().filter(|dir| is_remote(dir)).cloned().collect()
 }
 
 pub(super) fn policy(config: &Config, max_exec_jobs: usize) -> Policy {

@@ -374,6 +374,7 @@ impl Perform for World {
         for effect in effects {
             fault::point("effect");
             self.effect(effect, &mut events);
+            fault::point("effect");
         }
         self.flush();
         // The loop takes the newest event first.

@@ -10,7 +10,9 @@ use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, PackageKey};
 use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started, Verified};
 use crate::model::service::{InstalledService, ServiceImage};
-use crate::ports::{Bundles, Halt, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio};
+use crate::ports::{
+    Bundles, Halt, Images, Init, InstanceData, LogSinks, Network, NetworkPlan, Runtime, Stdio,
+};
 use crate::runtime::spec::tests as sample;
 
 /// Notes every call, in order, and fails those it is told to.
@@ -37,6 +39,7 @@ impl Fake {
         let ports = Ports {
             runtime: fake.clone(),
             bundles: fake.clone(),
+            data: fake.clone(),
             network: fake.clone(),
             sinks: fake.clone(),
             images: fake.clone(),
@@ -113,6 +116,15 @@ impl Bundles for Fake {
     }
     fn remove(&self, _: &InstanceId) -> Result<(), Failure> {
         self.call("remove")
+    }
+}
+
+impl InstanceData for Fake {
+    fn check(&self, _: &StartPlan) -> Result<(), Failure> {
+        if self.failing.contains("check-data") { self.call("check-data") } else { Ok(()) }
+    }
+    fn prepare_data(&self, _: &StartPlan) -> Result<bool, Failure> {
+        self.call("prepare-data").map(|()| true)
     }
 }
 

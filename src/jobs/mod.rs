@@ -24,7 +24,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use crate::model::event::Event;
 use crate::model::id::PackageKey;
 use crate::model::job::{ExecJob, FetchJob, InstallPlan, JobDone};
-use crate::ports::{Bundles, Halt, Images, LogSinks, Network, Runtime};
+use crate::ports::{Bundles, Halt, Images, InstanceData, LogSinks, Network, Runtime};
 use crate::sys::fault;
 
 /// What the scripts act on. A clone shares the adapters.
@@ -32,6 +32,7 @@ use crate::sys::fault;
 pub struct Ports {
     pub runtime: Arc<dyn Runtime>,
     pub bundles: Arc<dyn Bundles>,
+    pub data: Arc<dyn InstanceData>,
     pub network: Arc<dyn Network>,
     pub sinks: Arc<dyn LogSinks>,
     pub images: Arc<dyn Images>,
@@ -159,6 +160,9 @@ pub fn fetch(job: FetchJob, ports: &Ports, halt: Halt<'_>) -> Option<JobDone> {
             });
             JobDone::Tidied { missing }
         }
+        FetchJob::PrepareData(plan) => {
+            JobDone::DataPrepared { result: ports.data.prepare_data(&plan), id: plan.id }
+        }
         FetchJob::Discard { path } => {
             if let Err(failure) = ports.images.remove(&path) {
                 log::warn!("cannot remove a damaged image, the next start will err={failure}");
@@ -215,6 +219,7 @@ mod tests {
             JobDone::Tidied { missing } => format!("tidied {}", missing.len()),
             JobDone::Discarded => "discarded".to_owned(),
             JobDone::LookedAtDisks(figures) => format!("looked at {} disks", figures.len()),
+            JobDone::DataPrepared { id, result } => format!("prepared {id} {}", result.is_ok()),
             JobDone::Checked { key, result } => format!("checked {key} {}", result.is_ok()),
             JobDone::Installed { key, evicted, result } => {
                 format!("installed {key} {} {}", evicted.len(), result.is_ok())

@@ -36,6 +36,7 @@ pub fn start(ports: &Ports, plan: &StartPlan) -> Outcome {
 fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started, Failure> {
     let id = &plan.id;
     ports.images.check(plan)?;
+    ports.data.check(plan)?;
 
     undo.note("remove bundle", |ports, id| ports.bundles.remove(id));
     let bundle = ports.bundles.prepare(id)?;
@@ -184,6 +185,7 @@ mod tests {
             "prepare record-starting(0,0) open attach build create record-running(4242,77) start",
         );
         check(&["check"], "check");
+        check(&["check-data"], "check-data");
         check(&["prepare"], "prepare remove");
         check(&["record-starting"], &format!("prepare {record} remove"));
         check(&["open"], &format!("prepare {record} open close remove"));

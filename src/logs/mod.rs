@@ -224,6 +224,7 @@ mod tests {
             resources: Vec::new(),
             max_dmips: 0,
             kind: StartKind::Fresh,
+            data_ready: false,
             record: Record {
                 ident,
                 service_version: Arc::from("1.0.0"),

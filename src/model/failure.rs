@@ -15,6 +15,9 @@ pub struct Failure {
     pub no_space: bool,
     /// This installed package is not what it was when it was installed.
     pub damaged: Option<PackageKey>,
+    /// Data of the instance lie on a file system with a server: the fetch thread has to prepare
+    /// them first.
+    pub remote_data: bool,
 }
 
 impl Failure {
@@ -30,6 +33,12 @@ impl Failure {
 
     /// A failure that is complete with its text.
     pub fn text(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: false, no_space: false, damaged: None }
+        Self {
+            message: message.into(),
+            transient: false,
+            no_space: false,
+            damaged: None,
+            remote_data: false,
+        }
     }
 }

@@ -37,6 +37,8 @@ pub enum FetchJob {
         key: PackageKey,
         path: PathBuf,
     },
+    /// Make state file and storage directory of an instance on a file system that may hang.
+    PrepareData(Box<StartPlan>),
     /// Remove a damaged image that has no row any more.
     Discard {
         path: PathBuf,
@@ -96,6 +98,9 @@ pub struct StartPlan {
     pub max_dmips: u64,
     /// `Again` = automatic restart: bundle, mounts, network and spool are still there.
     pub kind: StartKind,
+    /// State file and storage directory exist, although on a file system that may hang: they are
+    /// not touched.
+    pub data_ready: bool,
     /// What the record file of the instance will say.
     pub record: Record,
 }
@@ -241,6 +246,11 @@ pub enum JobDone {
         missing: Vec<PathBuf>,
     },
     Discarded,
+    /// False = they are local by now.
+    DataPrepared {
+        id: InstanceId,
+        result: Result<bool, Failure>,
+    },
     /// A failure that is not transient: the package is damaged.
     Checked {
         key: PackageKey,

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::sys::mount::{Mounted, mounts};
+use crate::sys::mount::{Mounted, is_remote_kind, mounts};
 use crate::sys::usage::{self, Owner, Place};
 
 /// Becomes urgent to read (`POLLPRI`) when something was mounted or unmounted.
@@ -161,9 +161,7 @@ fn sorted(mounts: &[Mounted]) -> Vec<Mount> {
 
 /// A file system of this kind may hang.
 fn may_hang(kind: &str) -> bool {
-    kind.starts_with("nfs")
-        || kind.starts_with("fuse.")
-        || ["cifs", "smb3", "9p", "ceph"].contains(&kind)
+    is_remote_kind(kind)
 }
 
 #[cfg(test)]

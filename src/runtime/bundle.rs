@@ -1,6 +1,6 @@
-//! Bundles of instances on disk: the port `Bundles`.
+//! Bundles of instances on disk: the ports `Bundles` and `InstanceData`.
 //!
-//! Runs on exec threads, both at a time, for different instances. In: plans and records. Out:
+//! Runs on exec threads, both at a time, for different instances; `prepare_data` on fetch. In: plans and records. Out:
 //! `<runDir>/runtime/<id>/` with `config.json`, `record.json`, `mounts/` and the mounted `rootfs/`,
 //! all of it on tmpfs and for root alone. The store keeps no state: what exists is on disk. Not
 //! here: what the configuration says (`spec`), `.pid` and `runtime.log` (the runtime).
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{Record, StartPlan};
-use crate::ports::Bundles;
+use crate::ports::{Bundles, InstanceData};
 use crate::runtime::spec::{self, Resolved, SpecSettings};
 use crate::runtime::storage::{self, Owner};
 use crate::runtime::{devices, record, rootfs};
@@ -76,6 +76,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("{path} lies on a file system that may hang and is not prepared")]
+    Remote { path: PathBuf },
     #[error(transparent)]
     Spec(#[from] spec::Error),
     #[error(transparent)]
@@ -151,7 +153,8 @@ impl BundleStore {
         let mounts = bundle.join("mounts");
         let mut layers = vec![plan.image.rootfs.clone()];
         layers.extend(plan.layers.iter().cloned());
-        rootfs::make_mount_points(&mounts, &spec.mounts, &layers, &self.host)?;
+        let known = self.prepared(plan);
+        rootfs::make_mount_points(&mounts, &spec.mounts, &layers, &self.host, &known)?;
         layers.insert(0, mounts);
         let used = rootfs::mount(&layers, &self.host, &bundle.join("rootfs"))?;
         let link = bundle.join(HOST_LINK);
@@ -161,14 +164,11 @@ impl BundleStore {
 
     /// Looks up on the host what the plan only names, and makes what is missing of its data.
     fn resolve(&self, plan: &StartPlan) -> Result<Resolved, Error> {
-        let owner = Owner { uid: plan.instance.uid, gid: plan.service.gid };
-        let (state, storage) = (&plan.instance.state_path, &plan.instance.storage_path);
-        let state = (!state.is_empty())
-            .then(|| storage::state_file(&self.settings.state_dir, state, owner))
-            .transpose()?;
-        let storage = (!storage.is_empty())
-            .then(|| storage::storage_dir(&self.settings.storage_dir, storage, owner))
-            .transpose()?;
+        let (state, storage) = if plan.data_ready {
+            (self.state_path(plan), self.storage_path(plan))
+        } else {
+            self.make_data(plan)?
+        };
         let groups = plan
             .devices
             .iter()
@@ -183,6 +183,43 @@ impl BundleStore {
             storage,
             device_sources: device_sources(plan),
         })
+    }
+
+    /// Paths of state file and storage directory; what is missing of them is made.
+    fn make_data(&self, plan: &StartPlan) -> Result<(Option<PathBuf>, Option<PathBuf>), Error> {
+        let owner = Owner { uid: plan.instance.uid, gid: plan.service.gid };
+        let (state, storage) = (&plan.instance.state_path, &plan.instance.storage_path);
+        let state = (!state.is_empty())
+            .then(|| storage::state_file(&self.settings.state_dir, state, owner))
+            .transpose()?;
+        let storage = (!storage.is_empty())
+            .then(|| storage::storage_dir(&self.settings.storage_dir, storage, owner))
+            .transpose()?;
+        Ok((state, storage))
+    }
+
+    fn state_path(&self, plan: &StartPlan) -> Option<PathBuf> {
+        let path = &plan.instance.state_path;
+        (!path.is_empty()).then(|| self.settings.state_dir.join(&**path))
+    }
+
+    fn storage_path(&self, plan: &StartPlan) -> Option<PathBuf> {
+        let path = &plan.instance.storage_path;
+        (!path.is_empty()).then(|| self.settings.storage_dir.join(&**path))
+    }
+
+    fn remote_path(&self, plan: &StartPlan) -> Option<PathBuf> {
+        let paths = [self.state_path(plan), self.storage_path(plan)];
+        paths.into_iter().flatten().find(|path| mount::is_remote(path))
+    }
+
+    /// Bind sources that must not be touched, and whether they are directories.
+    fn prepared(&self, plan: &StartPlan) -> Vec<(PathBuf, bool)> {
+        if !plan.data_ready {
+            return Vec::new();
+        }
+        let state = self.state_path(plan).map(|path| (path, false));
+        state.into_iter().chain(self.storage_path(plan).map(|path| (path, true))).collect()
     }
 
     fn shared_etc(&self) -> Vec<(String, PathBuf)> {
@@ -290,6 +327,25 @@ impl Bundles for BundleStore {
 
     fn remove(&self, id: &InstanceId) -> Result<(), Failure> {
         self.remove_bundle(id).map_err(|error| Failure::lasting(&error))
+    }
+}
+
+impl InstanceData for BundleStore {
+    fn check(&self, plan: &StartPlan) -> Result<(), Failure> {
+        match self.remote_path(plan).filter(|_| !plan.data_ready) {
+            Some(path) => {
+                let error = Error::Remote { path };
+                Err(Failure { remote_data: true, ..Failure::transient(&error) })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn prepare_data(&self, plan: &StartPlan) -> Result<bool, Failure> {
+        if self.remote_path(plan).is_none() {
+            return Ok(false);
+        }
+        self.make_data(plan).map(|_| true).map_err(|error| Failure::transient(&error))
     }
 }
 

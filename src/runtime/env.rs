@@ -65,8 +65,15 @@ impl Env {
         Ok(())
     }
 
-    /// The entries, `NAME=value`.
-    pub fn into_entries(self) -> Vec<String> {
+    /// The entries, `NAME=value`. A name without a value is no variable: a runtime refuses it.
+    pub fn into_entries(mut self) -> Vec<String> {
+        self.0.retain(|entry| {
+            let is_variable = entry.contains('=');
+            if !is_variable {
+                log::warn!("variable without a value ignored name={entry}");
+            }
+            is_variable
+        });
         self.0
     }
 
@@ -116,6 +123,7 @@ mod tests {
         check_merge(&[], &["A=1=2", "A=3"], &["A=3"]);
         check_merge(&["AB=1"], &["A=2"], &["AB=1", "A=2"]);
         check_merge(&["A=1"], &[], &["A=1"]);
+        check_merge(&["A=1", "B=1"], &["A", "C"], &["B=1"]);
         check_merge(&["A=1"], &["a=2", "", "=3", "  =4"], &["A=1", "a=2"]);
     }
 

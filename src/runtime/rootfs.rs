@@ -100,13 +100,17 @@ pub fn make_mount_points(
     list: &[oci::Mount],
     layers: &[PathBuf],
     host: &HostView,
+    known: &[(PathBuf, bool)],
 ) -> Result<(), Error> {
     let root =
         open_dir(mounts).map_err(|source| Error::Prepare { path: mounts.to_owned(), source })?;
     for mount in list {
         let is_dir = match mount.kind.as_str() {
             "proc" | "tmpfs" | "sysfs" => true,
-            "bind" => source_is_dir(mount)?,
+            "bind" => match known.iter().find(|(path, _)| *path == *mount.source) {
+                Some((_, is_dir)) => *is_dir,
+                None => source_is_dir(mount)?,
+            },
             // Their parents are mounts of the runtime.
             _ => continue,
         };

@@ -19,6 +19,10 @@ use crate::runtime::{checks, env, oci};
 pub const CPU_PERIOD_US: u64 = 100_000;
 /// Smallest CPU quota by DMIPS in microseconds; the kernel takes no smaller one.
 pub const MIN_CPU_QUOTA_US: u64 = 1000;
+/// Largest CPU quota in microseconds that the kernel takes.
+pub const MAX_CPU_QUOTA_US: u64 = (1 << 44) - 1;
+/// Most processes that the kernel takes as a limit; it cannot have more.
+pub const MAX_PIDS: u64 = 1 << 22;
 /// Open files of a service without `noFileLimit`.
 pub const DEFAULT_OPEN_FILES: u64 = 1024;
 /// Host name of a service that names none, as in the reference.
@@ -343,7 +347,7 @@ fn apply_quotas(spec: &mut oci::Spec, plan: &StartPlan, settings: &SpecSettings,
     resources.cpu = cpu_quota(quotas, plan.max_dmips, cpus)
         .map(|quota| oci::Cpu { quota: signed(quota), period: CPU_PERIOD_US });
     resources.memory = quotas.ram_bytes.map(|bytes| oci::Limit { limit: signed(bytes) });
-    resources.pids = quotas.pids.map(|pids| oci::Limit { limit: signed(pids) });
+    resources.pids = quotas.pids.map(|pids| oci::Limit { limit: signed(pids.min(MAX_PIDS)) });
     if quotas.cpu_dmips.is_some() && resources.cpu.is_none() {
         log::info!("DMIPS of the node unknown, no CPU quota instance={}", plan.id);
     }
@@ -382,7 +386,7 @@ pub fn cpu_quota(quotas: &Quotas, max_dmips: u64, cpus: u64) -> Option<u64> {
         (None, Some(percent)) => share(percent, 100)?,
         (None, None) => return None,
     };
-    Some(u64::try_from(quota).unwrap_or(u64::MAX))
+    Some(u64::try_from(quota).unwrap_or(u64::MAX).min(MAX_CPU_QUOTA_US))
 }
 
 fn clamp(plan: &StartPlan, quota: &str, wanted: u64, highest: u64) -> u64 {

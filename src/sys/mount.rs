@@ -286,6 +286,20 @@ pub fn mount_of(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(best)
 }
 
+/// Whether `path` lies on a file system whose server may be silent, so that whoever touches it may
+/// wait for ever. Asks the table of mounts alone.
+pub fn is_remote(path: &Path) -> bool {
+    mount_of(path).ok().flatten().is_some_and(|mounted| is_remote_kind(&mounted.kind))
+}
+
+/// Whether file systems of this kind have a server.
+pub fn is_remote_kind(kind: &str) -> bool {
+    kind.starts_with("nfs")
+        || kind == "fuse"
+        || kind.starts_with("fuse.")
+        || ["cifs", "smb3", "9p", "ceph"].contains(&kind)
+}
+
 fn parse_mount(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
     let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();

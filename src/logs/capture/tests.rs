@@ -446,12 +446,15 @@ fn removed_instances_are_kept_for_the_retention() {
 fn of_removed_instances_the_newest_are_kept() {
     let root = tempfile::tempdir().unwrap();
     let settings = settings(root.path());
-    let mut capture = Capture::new(&settings, at(0));
+    let mut capture = Capture::new(&settings, &(), at(0));
     let name = |number: usize| format!("i{number:04}");
     for number in 0..MAX_REMOVED + 4 {
         let id = InstanceId::new(&name(number));
         let (ident, version) = (plan("i1").instance.ident.clone(), Arc::from("1"));
-        capture.apply(CaptureCommand::Open { id: id.clone(), ident, version, spool: None }, at(0));
+        capture.apply(
+            CaptureCommand::Open { id: id.clone(), ident, version, spool: None, at: at(0) },
+            at(0),
+        );
         // The first one is not removed.
         if number > 0 {
             capture.close(&id, 0, at(number as u64));
@@ -465,7 +468,7 @@ fn of_removed_instances_the_newest_are_kept() {
     for number in 0..3 {
         std::fs::create_dir(store_root(&settings).join(format!("orphan{number}"))).unwrap();
     }
-    Capture::new(&settings, at(1_000_000));
+    Capture::new(&settings, &(), at(1_000_000));
     assert_eq!(kept(), MAX_REMOVED + 1);
 }
 

@@ -380,7 +380,7 @@ fn mount_points_stand_where_links_lead() {
 
     let mounts = tree(&dir.path().join("mounts"), &[]);
     let mount = point("/lib/firmware", "bind", dir.path(), &[]);
-    make_mount_points(&mounts, &[mount], &layers, &view).unwrap();
+    make_mount_points(&mounts, &[mount], &layers, &view, &[]).unwrap();
     assert_eq!(modes(&mounts), "usr/ 755, usr/lib/ 755, usr/lib/firmware/ 755");
 }
 
@@ -392,7 +392,7 @@ fn mount_points() {
     symlink("file", dir.path().join("link")).unwrap();
     let check = |mount: oci::Mount, expect: &str| {
         let mounts = tree(&dir.path().join("mounts"), &[]);
-        make_mount_points(&mounts, &[mount], &[], &nothing(dir.path())).unwrap();
+        make_mount_points(&mounts, &[mount], &[], &nothing(dir.path()), &[]).unwrap();
         assert_eq!(modes(&mounts), expect);
         remove_tree(&mounts).unwrap();
     };
@@ -415,7 +415,7 @@ fn mount_points_that_cannot_be() {
     let mounts = tree(&dir.path().join("mounts"), &["file", "out>../outside", "dir/"]);
     let outside = tree(&dir.path().join("outside"), &[]);
     let source = dir.path();
-    let make = |mount| make_mount_points(&mounts, &[mount], &[], &nothing(source));
+    let make = |mount| make_mount_points(&mounts, &[mount], &[], &nothing(source), &[]);
     for bad in ["/", "", "relative", "/..", "/../outside/x", "/a/../../outside/x", "../x"] {
         let result = make(point(bad, "bind", source, &[]));
         assert!(matches!(result, Err(Error::Destination(_))), "{bad:?} {result:?}");

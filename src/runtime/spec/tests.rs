@@ -57,6 +57,7 @@ pub(crate) fn plan() -> StartPlan {
         resources: Vec::new(),
         max_dmips: 10_000,
         kind: StartKind::Fresh,
+        data_ready: false,
         record: record::tests::sample(),
     }
 }
@@ -401,8 +402,12 @@ fn quotas() {
             plan.max_dmips = 0;
             service(plan).quotas.cpu_dmips = Some(1);
             service(plan).quotas.ram_bytes = Some(u64::MAX);
+            service(plan).quotas.pids = Some(u64::MAX);
         },
-        expect!["+ /linux/resources/memory/limit = 9223372036854775807"],
+        expect![[r#"
+            + /linux/resources/memory/limit = 9223372036854775807
+            + /linux/resources/pids/limit = 4194304
+            + /process/rlimits[] = {"hard":18446744073709551615,"soft":18446744073709551615,"type":"RLIMIT_NPROC"}"#]],
     );
 }
 
@@ -419,7 +424,7 @@ fn cpu_quotas() {
         (0, 10_000, 4, Some(1000)),
         (20_000, 10_000, 2, Some(400_000)),
         (1, 0, 4, None),
-        (u64::MAX, 1, u64::MAX, Some(u64::MAX)),
+        (u64::MAX, 1, u64::MAX, Some(MAX_CPU_QUOTA_US)),
         (u64::MAX, u64::MAX, 4, Some(400_000)),
     ] {
         assert_eq!(dmips(limit, max, cpus), expect, "{limit} {max} {cpus}");

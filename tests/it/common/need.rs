@@ -68,6 +68,13 @@ pub fn memory() -> Result<(), String> {
     }
 }
 
+/// A file system whose server is the test.
+pub fn fuse() -> Result<(), String> {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let known = known.lines().any(|line| line.split_whitespace().last() == Some("fuse"));
+    if known && Path::new("/dev/fuse").exists() { Ok(()) } else { Err("no FUSE".to_owned()) }
+}
+
 /// The path of an installed program.
 pub fn program(name: &str) -> Result<String, String> {
     let places = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];

@@ -2,10 +2,12 @@
 //! is gone when they are.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use super::host;
 
@@ -79,6 +81,23 @@ impl Space {
         self.inside(|| host::names(Path::new("/run/netns")))
     }
 
+    /// Mounts a device directory of its own, with what programs need; `/dev/shm` stays as it is.
+    pub fn mount_dev(&self) {
+        self.inside(|| {
+            let shm = Path::new("/run/shm");
+            fs::create_dir(shm).unwrap();
+            bind(Path::new("/dev/shm"), shm);
+            tmpfs(Path::new("/dev"), "mode=755");
+            for (name, minor) in [("null", 3), ("zero", 5), ("random", 8), ("urandom", 9)] {
+                let path = Path::new("/dev").join(name);
+                mknod(&path, SFlag::S_IFCHR, Mode::empty(), makedev(1, minor)).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+            }
+            fs::create_dir("/dev/shm").unwrap();
+            bind(shm, Path::new("/dev/shm"));
+        });
+    }
+
     /// Mounts a small file system of its own.
     pub fn mount_small(&self, at: &Path, size_bytes: u64) {
         fs::create_dir_all(at).unwrap();
@@ -93,6 +112,11 @@ fn apart<T: Send>(body: impl FnOnce() -> T + Send) -> T {
         std::thread::Builder::new().name(name).spawn_scoped(scope, body).unwrap().join()
     });
     joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn bind(source: &Path, target: &Path) {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .unwrap();
 }
 
 fn tmpfs(at: &Path, data: &str) {

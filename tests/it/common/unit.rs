@@ -39,12 +39,19 @@ pub struct Setup {
     groups: Groups,
     flags: Vec<String>,
     small: Option<(&'static str, u64)>,
+    own_dev: bool,
 }
 
 impl Setup {
     /// In memory, with runc, every instance is `active` as soon as it runs.
     pub fn new() -> Self {
-        let setup = Self { place: MEMORY, groups: Groups::Host, flags: Vec::new(), small: None };
+        let setup = Self {
+            place: MEMORY,
+            groups: Groups::Host,
+            flags: Vec::new(),
+            small: None,
+            own_dev: false,
+        };
         let setup = setup.set("startVerdict", "immediate");
         match need::program("runc") {
             Ok(runc) => setup.set("runtime", &runc),
@@ -81,6 +88,11 @@ impl Setup {
         self
     }
 
+    /// A `/dev` in which a test may make and remove nodes.
+    pub fn with_own_dev(self) -> Self {
+        Self { own_dev: true, ..self }
+    }
+
     /// Starts the unit without the daemon.
     pub fn start(self) -> Unit {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -90,6 +102,9 @@ impl Setup {
         let space = Space::new(self.groups);
         if let Some((below, size_bytes)) = self.small {
             space.mount_small(&dir.path().join(below), size_bytes);
+        }
+        if self.own_dev {
+            space.mount_dev();
         }
         let group = format!("/{name}");
         let mut command = Command::new(env!("CARGO_BIN_EXE_aos_unit_sim"));
@@ -293,6 +308,11 @@ impl Unit {
             ];
             (ident.join("/") == instance).then_some((id, config))
         })
+    }
+
+    /// Id of an instance, by `service/subject/index`, if it has a bundle.
+    pub fn find_id(&self, instance: &str) -> Option<String> {
+        self.bundle(instance).map(|(id, _)| id)
     }
 
     pub fn id_of(&self, instance: &str) -> String {

@@ -1,6 +1,9 @@
 //! The real daemon with real containers, networks and control groups.
 
 mod crashes;
+mod data;
+mod hostile;
+mod kills;
 mod leaving;
 mod logs;
 mod packages;
@@ -9,3 +12,4 @@ mod runtimes;
 mod sampling;
 mod supervision;
 mod watching;
+mod values;

@@ -92,10 +92,7 @@ fn a_runtime_that_hangs() {
     require!(root, memory, runc, busybox);
     // The sleeping child has the output too: only the whole process group ends it.
     let (mut unit, dir) = wrapped("create", "sleep 10000");
-    let busybox = need::program("busybox").unwrap();
-    let once = r#"config='{"runParameters":{"startBurst":1,"startInterval":"120s"}}'"#;
-    unit.say(&format!("service one {busybox} entrypoint=/busybox cmd=sleep cmd=10000 {once}"));
-    unit.say("instance one");
+    once(&mut unit);
     unit.say("run");
     // Nothing else waits for it.
     unit.say("config get");
@@ -109,6 +106,65 @@ fn a_runtime_that_hangs() {
     unit.say("wait active one");
     unit.stop_daemon();
     unit.nothing_left();
+}
+
+#[test]
+fn a_runtime_that_hangs_at_the_start_of_what_it_created() {
+    require!(root, memory, runc, busybox);
+    let (mut unit, dir) = wrapped("start", "sleep 10000");
+    once(&mut unit);
+    unit.sleeper("other");
+    unit.say("run");
+    unit.say("wait failed one 60s");
+    let line = unit.expect("one/subject/0 version 1.0.0 failed error: ");
+    assert!(line.contains("start took longer than 10s"), "{line}");
+    fs::File::create(dir.path().join("good")).unwrap();
+    unit.say("run");
+    unit.say("wait active");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_runtime_that_hangs_when_it_deletes() {
+    require!(root, memory, runc, busybox);
+    let (mut unit, _dir) = wrapped("delete", "sleep 10000");
+    unit.sleeper("one");
+    unit.say("run");
+    unit.say("wait active one");
+    // Its help is not needed: the control group is the authority.
+    unit.say("stop");
+    unit.say("wait gone 60s");
+    unit.nothing_left();
+    unit.say("instance one");
+    unit.say("run");
+    unit.say("wait active one 60s");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_runtime_that_complains_on_its_error_output_only() {
+    require!(root, memory, runc, busybox);
+    for command in ["create", "start"] {
+        let (mut unit, _dir) =
+            wrapped(command, "echo a library is missing >&2; echo so it goes >&2; exit 127");
+        unit.sleeper("one");
+        unit.say("run");
+        unit.say("wait failed one");
+        let line = unit.expect("one/subject/0 version 1.0.0 failed error: ");
+        assert!(line.contains("a library is missing; so it goes"), "{line}");
+        unit.stop_daemon();
+        unit.nothing_left();
+    }
+}
+
+/// A service whose first attempt to start is the last.
+fn once(unit: &mut Unit) {
+    let busybox = need::program("busybox").unwrap();
+    let once = r#"config='{"runParameters":{"startBurst":1,"startInterval":"120s"}}'"#;
+    unit.say(&format!("service one {busybox} entrypoint=/busybox cmd=sleep cmd=10000 {once}"));
+    unit.say("instance one");
 }
 
 #[test]

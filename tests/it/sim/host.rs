@@ -14,7 +14,7 @@ use aos_servicemanager::model::service::{
     InstalledLayer, InstalledService, ServiceConfig, ServiceImage,
 };
 use aos_servicemanager::ports::{
-    Bundles, Halt, Images, Init, LogSinks, Network, NetworkPlan, Runtime, Stdio,
+    Bundles, Halt, Images, Init, InstanceData, LogSinks, Network, NetworkPlan, Runtime, Stdio,
 };
 
 /// The daemon was killed in the middle of a port call.
@@ -61,6 +61,10 @@ struct Inner {
     secrets: BTreeMap<InstanceId, Option<String>>,
     pub starts: u64,
     attached: u64,
+    /// Storage directories lie on a server; what is prepared there.
+    remote_storage: bool,
+    prepared: BTreeSet<InstanceId>,
+    refuses_data: bool,
 }
 
 struct Container {
@@ -205,6 +209,15 @@ impl Host {
 
     pub fn capacity(&self, images: usize) {
         self.lock().capacity = Some(images);
+    }
+
+    /// Do storage directories lie on a server from now on?
+    pub fn remote_storage(&self, remote: bool) {
+        self.lock().remote_storage = remote;
+    }
+
+    pub fn refuse_data(&self, refuse: bool) {
+        self.lock().refuses_data = refuse;
     }
 
     pub fn attached(&self) -> u64 {
@@ -386,6 +399,31 @@ impl Bundles for Host {
         assert!(!running, "a root file system is not removed below a running container");
         inner.bundles.remove(id);
         Ok(())
+    }
+}
+
+impl InstanceData for Host {
+    fn check(&self, plan: &StartPlan) -> Result<(), Failure> {
+        let inner = self.lock();
+        let remote = inner.remote_storage && !plan.instance.storage_path.is_empty();
+        assert!(!plan.data_ready || inner.prepared.contains(&plan.id), "ready without work");
+        if remote && !plan.data_ready {
+            return Err(Failure { remote_data: true, ..failure("data") });
+        }
+        Ok(())
+    }
+
+    fn prepare_data(&self, plan: &StartPlan) -> Result<bool, Failure> {
+        let mut inner = self.lock();
+        inner.call("prepare data")?;
+        if !inner.remote_storage {
+            return Ok(false);
+        }
+        if inner.refuses_data {
+            return Err(failure("data"));
+        }
+        inner.prepared.insert(plan.id.clone());
+        Ok(true)
     }
 }
 

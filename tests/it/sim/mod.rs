@@ -10,6 +10,7 @@ mod adoption;
 mod alerts;
 mod clock;
 mod crashes;
+mod data;
 mod node_config;
 mod order;
 mod requests;

@@ -79,6 +79,7 @@ impl Unit {
         let ports = Ports {
             runtime: host.clone(),
             bundles: host.clone(),
+            data: host.clone(),
             network: host.clone(),
             sinks: host.clone(),
             images: host.clone(),
@@ -190,6 +191,11 @@ impl Unit {
     /// An install has been handed to the fetch thread.
     pub fn is_installing(&self) -> bool {
         self.fetch.iter().any(|job| matches!(job, FetchJob::Install(_)))
+    }
+
+    /// Data of an instance are to be prepared by the fetch thread.
+    pub fn prepares_data(&self) -> bool {
+        self.fetch.iter().any(|job| matches!(job, FetchJob::PrepareData(_)))
     }
 
     pub fn is_alive(&self) -> bool {

@@ -1,0 +1,288 @@
+//! Programs that cannot run or do not behave, and what becomes of them: the status says why, the
+//! others go on, nothing is left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use crate::common::need::{self, require};
+use crate::common::unit::{Setup, Unit};
+use crate::common::wait_until;
+
+/// A service whose root file system has these files beside busybox: name, content, mode.
+fn service_with(unit: &mut Unit, id: &str, files: &[(&str, &[u8], u32)], more: &str) {
+    let root = unit.path("roots").join(id);
+    fs::create_dir_all(&root).unwrap();
+    fs::copy(need::program("busybox").unwrap(), root.join("busybox")).unwrap();
+    for (name, content, mode) in files {
+        let path = root.join(name);
+        let mut file = fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+    }
+    // So that the start limit is reached on a slow machine too.
+    let config = r#"{"runParameters":{"startInterval":"60s","restartInterval":"20ms"}}"#;
+    unit.say(&format!("service {id} {} config='{config}' {more}", root.display()));
+    unit.say(&format!("instance {id}"));
+}
+
+/// Programs that no kernel executes.
+fn programs_that_cannot_run(mut unit: Unit) {
+    let cases: [(&str, &[u8], u32, &str); 4] = [
+        ("text", b"just some text\n", 0o755, "entrypoint=/program"),
+        (
+            "foreign",
+            b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xff\xff",
+            0o755,
+            "entrypoint=/program",
+        ),
+        ("locked", b"#!/busybox sh\n", 0o644, "entrypoint=/program"),
+        ("interpreter", b"#!/no/such/interpreter\n", 0o755, "entrypoint=/program"),
+    ];
+    for (id, content, mode, more) in cases {
+        service_with(&mut unit, id, &[("program", content, mode)], more);
+    }
+    service_with(&mut unit, "directory", &[], "entrypoint=/usr");
+    service_with(
+        &mut unit,
+        "nowhere",
+        &[],
+        "entrypoint=/busybox cmd=sleep cmd=1000 dir=/busybox/x",
+    );
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active good");
+    for id in ["text", "foreign", "locked", "interpreter", "directory", "nowhere"] {
+        unit.say(&format!("wait failed {id} 60s"));
+    }
+    let lines = unit.statuses();
+    for id in ["text", "foreign", "locked", "interpreter", "directory", "nowhere"] {
+        let line = lines.iter().find(|line| line.starts_with(&format!("{id}/"))).unwrap();
+        let reason = line.split(" failed (").nth(1).unwrap_or_default();
+        assert!(!reason.contains("no message"), "{line}");
+        // Either the runtime refuses it, or its exec fails in the container, whose log tells why.
+        let named = ["exec", "program", "/usr", "directory", "exited with code 1"];
+        assert!(named.iter().any(|word| reason.contains(word)), "{line}");
+    }
+    assert!(lines.iter().any(|line| line.starts_with("good/") && line.ends_with(" active")));
+    let good = unit.id_of("good/subject/0");
+    wait_until("the removal of failed starts", || unit.bundles() == [good.clone()]);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn programs_that_cannot_run_with_runc() {
+    require!(root, memory, runc, busybox);
+    programs_that_cannot_run(Setup::new().registered());
+}
+
+#[test]
+fn programs_that_cannot_run_with_crun() {
+    require!(root, memory, crun, busybox);
+    programs_that_cannot_run(Setup::crun().registered());
+}
+
+#[test]
+fn an_instance_that_ignores_its_stop_signal_is_killed() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().set("stopTimeout", "500ms").registered();
+    let script = "trap \"echo heard >>/storage/heard\" TERM; echo up >/storage/up; \
+        while :; do /busybox sleep 0.05; done";
+    unit.service("stubborn", script, "stop-signal=SIGTERM");
+    unit.say("instance stubborn");
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active");
+    unit.expect_stored("stubborn/subject/0", "up", "up");
+    unit.say("stop stubborn");
+    unit.say("wait gone stubborn");
+    assert_eq!(unit.stored("stubborn/subject/0", "heard").as_deref(), Some("heard\n"));
+    assert_eq!(unit.groups().len(), 1);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_fork_bomb_stays_within_its_limit() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let busybox = need::program("busybox").unwrap();
+    let config = r#"config='{"quotas":{"pidsLimit":24}}'"#;
+    let bomb = "bomb() { bomb | bomb & }; bomb; echo begun >/storage/begun; \
+        while :; do (exec /busybox sleep 0.1) & bomb; done";
+    unit.say(&format!(
+        "service bomb {busybox} entrypoint=/busybox cmd=sh cmd=-c cmd='{bomb}' {config}"
+    ));
+    unit.say("instance bomb");
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active good");
+    let good = unit.pid_of("good/subject/0");
+    let id = unit.id_of("bomb/subject/0");
+    let processes = |unit: &Unit| {
+        let groups = unit.groups();
+        groups.into_iter().find(|(of, _)| *of == id).map_or(0, |(_, pids)| pids.len())
+    };
+    wait_until("the limit", || processes(&unit) >= 20);
+    for _ in 0..50 {
+        assert!(processes(&unit) <= 24);
+    }
+    // It can be stopped, and nobody else was hurt.
+    unit.say("stop bomb");
+    unit.say("wait gone bomb");
+    assert_eq!(unit.pid_of("good/subject/0"), good);
+    assert_eq!(unit.groups().len(), 1);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn an_instance_that_eats_memory_for_ever_ends_at_its_start_limit() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let busybox = need::program("busybox").unwrap();
+    let config = r#"config='{"quotas":{"ramLimit":16777216},
+        "runParameters":{"startInterval":"60s","restartInterval":"50ms"}}'"#;
+    unit.say(&format!(
+        "service eater {busybox} entrypoint=/busybox cmd=dd cmd=if=/dev/zero cmd=of=/dev/null \
+         cmd=bs=64M cmd=count=1 {}",
+        config.replace("\n        ", "")
+    ));
+    unit.say("instance eater");
+    unit.sleeper("good");
+    unit.look();
+    unit.say("run");
+    let line = unit.expect("failed error: start limit reached");
+    assert!(line.contains("out of memory") && line.contains("(exit code 137)"), "{line}");
+    unit.say("wait active good");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+/// A node in `/dev` of the unit's own space: character device 1:3.
+fn device(unit: &Unit) -> PathBuf {
+    let path = PathBuf::from("/dev/aos-test-device");
+    unit.space.inside(|| {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let _ = fs::remove_file(&path);
+        mknod(&path, SFlag::S_IFCHR, Mode::empty(), makedev(1, 3)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    });
+    path
+}
+
+#[test]
+fn a_device_that_disappears_fails_the_next_start_and_serves_again_when_it_is_back() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().with_own_dev().registered();
+    let path = device(&unit);
+    let file = unit.path("node.cfg");
+    let json = r#"{"devices":[{"name":"thing","hostDevices":["/dev/aos-test-device:/dev/thing"]},
+        {"name":"null","hostDevices":["/dev/null:/dev/other"]}]}"#;
+    fs::File::create(&file)
+        .and_then(|mut f| std::io::Write::write_all(&mut f, json.as_bytes()))
+        .unwrap();
+    unit.say(&format!("config set {} 1.0.0", file.display()));
+    unit.say("wait config");
+    let with = |name: &str| {
+        format!(
+            r#"config='{{"devices":[{{"name":"{name}","permissions":"rw"}}],
+            "runParameters":{{"startInterval":"60s","restartInterval":"50ms"}}}}'"#
+        )
+        .replace("\n            ", "")
+    };
+    let busybox = need::program("busybox").unwrap();
+    for (id, name, node) in [("uses", "thing", "/dev/thing"), ("other", "null", "/dev/other")] {
+        unit.say(&format!(
+            "service {id} {busybox} entrypoint=/busybox cmd=sh cmd=-c \
+             cmd='echo x >{node} && echo wrote >/storage/wrote; exec /busybox sleep 10000' {}",
+            with(name)
+        ));
+        unit.say(&format!("instance {id}"));
+    }
+    unit.say("run");
+    unit.say("wait active");
+    unit.expect_stored("uses/subject/0", "wrote", "wrote");
+    // What runs goes on without the node; the next start needs it.
+    unit.space.inside(|| fs::remove_file(&path).unwrap());
+    unit.say("run");
+    unit.say("wait active");
+    unit.look();
+    unit.say("run force");
+    unit.say("wait failed uses 60s");
+    let line = unit.expect("uses/subject/0 version 1.0.0 failed error: ");
+    assert!(line.contains("device thing") && line.contains("/dev/aos-test-device"), "{line}");
+    unit.say("wait active other");
+    // A restart of the daemon tells it too, and serves the other device.
+    unit.kill_daemon();
+    unit.say("wait disconnected");
+    unit.look();
+    unit.start_daemon();
+    unit.say("wait registered");
+    unit.expect("device /dev/aos-test-device is not present on system");
+    unit.say("wait active other");
+    // It is back: SIGHUP is enough.
+    device(&unit);
+    unit.daemon().signal(nix::libc::SIGHUP);
+    unit.say("wait active uses");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_stored_node_configuration_that_cannot_be_used() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active good");
+    let good = unit.pid_of("good/subject/0");
+    unit.kill_daemon();
+    unit.say("wait disconnected");
+    let file = unit.path("sm/work/aos_node.cfg");
+    fs::File::create(&file)
+        .and_then(|mut f| std::io::Write::write_all(&mut f, b"{\"devices\": [{]"))
+        .unwrap();
+    unit.look();
+    unit.start_daemon();
+    unit.say("wait registered");
+    unit.expect("node configuration is no JSON object");
+    unit.say("wait active good");
+    assert_eq!(unit.pid_of("good/subject/0"), good, "adopted all the same");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn two_hundred_and_fifty_six_instances_at_once() {
+    require!(root, memory, runc, busybox);
+    const COUNT: usize = 256;
+    let mut unit = Setup::new().registered();
+    unit.service("web", "exec /busybox sleep 10000", "");
+    unit.say("network provider 10.214.0.0/16 10.214.0.1");
+    for index in 0..COUNT {
+        let address = format!("10.214.{}.{}", 1 + index / 250, 1 + index % 250);
+        unit.say(&format!("instance web index={index} uid={} ip={address}", 5000 + index));
+    }
+    unit.say("run");
+    unit.say("wait active 80s");
+    let all = unit.groups();
+    assert_eq!(all.len(), COUNT);
+    assert!(all.iter().all(|(_, pids)| pids.len() == 1));
+    assert_eq!(unit.space.network_namespaces().len(), COUNT);
+    // A crash of the daemon restarts none of them.
+    unit.kill_daemon();
+    unit.say("wait disconnected");
+    unit.look();
+    unit.start_daemon();
+    unit.say("wait registered");
+    unit.expect(&format!("full status: {COUNT} instances"));
+    unit.say("wait active 60s");
+    assert_eq!(unit.groups(), all);
+    unit.say("stop");
+    unit.say("wait gone 80s");
+    unit.nothing_left();
+    unit.stop_daemon();
+    unit.nothing_left();
+}
