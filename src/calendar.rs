@@ -114,7 +114,10 @@ pub fn parse(text: &str) -> Option<i64> {
     };
     let offset_minutes = rest.offset_minutes()?;
     let civil = Civil { year, month, day, hour, minute, second, millisecond };
-    (rest.0.is_empty() && civil.is_valid()).then(|| civil.to_unix_ms() - offset_minutes * 60_000)
+    let is_valid = rest.0.is_empty() && civil.is_valid();
+    let ms = is_valid.then(|| civil.to_unix_ms() - offset_minutes * 60_000)?;
+    // The offset may lead out of the years that can be written with four digits.
+    (0..=9999).contains(&Civil::from_unix_ms(ms).year).then_some(ms)
 }
 
 /// The unread part of a time text.
@@ -213,6 +216,8 @@ mod tests {
             ("2026-01-01T00:00:00+0300", None),
             ("2026-01-01T00:00:00Zx", None),
             ("2026-01-01", None),
+            ("0000-01-01 00:00:00+01:00", None),
+            ("9999-12-31T23:59:59-00:01", None),
             ("", None),
             ("2026-1-01T00:00:00Z", None),
         ];

@@ -16,6 +16,8 @@
 pub mod dialect;
 pub mod sender;
 pub mod v4;
+#[cfg(test)]
+pub mod fuzzing;
 
 use std::future::poll_fn;
 use std::path::PathBuf;

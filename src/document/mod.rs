@@ -10,6 +10,8 @@ pub mod duration;
 pub mod node_config;
 mod rules;
 mod value;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -530,8 +530,11 @@ fn content_range(value: &str) -> Option<(u64, u64)> {
     let (range, size) = value.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last, size) = (first.parse().ok()?, last.parse::<u64>().ok()?, size.parse().ok()?);
-    (last.checked_add(1) == Some(size)).then_some((first, size))
+    (first <= last && last.checked_add(1) == Some(size)).then_some((first, size))
 }
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 #[cfg(test)]
 pub(super) mod tests;

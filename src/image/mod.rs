@@ -36,6 +36,8 @@ pub mod tar;
 mod transport;
 mod unpack;
 mod url;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,6 @@ use crate::model::service::InstalledLayer;
 use crate::sys::mount::{isolate, tmpfs};
 
 mod fixture;
-mod fuzz;
 mod given;
 mod hostile;
 mod made;

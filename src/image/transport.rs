@@ -81,6 +81,9 @@ pub(super) enum Stream<'a> {
     Plain(Timed<'a>),
     #[cfg(feature = "https")]
     Tls(Box<openssl::ssl::SslStream<Timed<'a>>>),
+    /// What a server has sent, all at once.
+    #[cfg(any(test, fuzzing))]
+    Made(io::Cursor<Vec<u8>>),
 }
 
 impl Stream<'_> {
@@ -90,6 +93,8 @@ impl Stream<'_> {
             Self::Plain(timed) => timed.end = end,
             #[cfg(feature = "https")]
             Self::Tls(stream) => stream.get_mut().end = end,
+            #[cfg(any(test, fuzzing))]
+            Self::Made(_) => {}
         }
     }
 }
@@ -100,6 +105,8 @@ impl Read for Stream<'_> {
             Self::Plain(timed) => timed.read(buffer),
             #[cfg(feature = "https")]
             Self::Tls(stream) => stream.read(buffer),
+            #[cfg(any(test, fuzzing))]
+            Self::Made(bytes) => bytes.read(buffer),
         }
     }
 }
@@ -110,6 +117,8 @@ impl Write for Stream<'_> {
             Self::Plain(timed) => timed.write(buffer),
             #[cfg(feature = "https")]
             Self::Tls(stream) => stream.write(buffer),
+            #[cfg(any(test, fuzzing))]
+            Self::Made(_) => Ok(buffer.len()),
         }
     }
 

@@ -217,7 +217,7 @@ fn position(first: u32, count: usize, message: &Message<'_>) -> Option<usize> {
 }
 
 /// Error number and text of the extended acknowledgement; `None` = success.
-fn error_of(message: &Message<'_>) -> Option<(Errno, String)> {
+pub(super) fn error_of(message: &Message<'_>) -> Option<(Errno, String)> {
     let code = wire::read_i32(message.body, 0)?;
     if code == 0 {
         return None;

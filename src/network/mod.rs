@@ -40,6 +40,8 @@ mod settings;
 mod shaping;
 mod traffic;
 mod wire;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;

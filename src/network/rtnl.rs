@@ -342,7 +342,7 @@ pub(super) fn links(channel: &mut Channel) -> Result<Vec<Link>, Error> {
     channel.dump(&mut request, parse_link)
 }
 
-fn parse_link(message: &Message<'_>) -> Option<Link> {
+pub(super) fn parse_link(message: &Message<'_>) -> Option<Link> {
     if message.kind != RTM_NEWLINK {
         return None;
     }
@@ -382,7 +382,7 @@ pub(super) fn addresses(channel: &mut Channel) -> Result<Vec<LinkAddress>, Error
     channel.dump(&mut request, parse_address)
 }
 
-fn parse_address(message: &Message<'_>) -> Option<LinkAddress> {
+pub(super) fn parse_address(message: &Message<'_>) -> Option<LinkAddress> {
     if message.kind != RTM_NEWADDR || *message.body.first()? != AF_INET {
         return None;
     }
@@ -417,7 +417,7 @@ pub(super) fn routes(channel: &mut Channel) -> Result<Vec<Route>, Error> {
     channel.dump(&mut request, parse_route)
 }
 
-fn parse_route(message: &Message<'_>) -> Option<Route> {
+pub(super) fn parse_route(message: &Message<'_>) -> Option<Route> {
     let header = message.body.get(..ROUTE_HEADER)?;
     let attributes = message.body.get(ROUTE_HEADER..)?;
     let table = wire::find(attributes, RTA_TABLE).and_then(|value| wire::read_u32(value, 0));

@@ -1,0 +1,1 @@
+../../../src/cm/dialect.rs

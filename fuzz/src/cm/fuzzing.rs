@@ -1,0 +1,1 @@
+../../../src/cm/fuzzing.rs
