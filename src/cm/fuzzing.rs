@@ -4,8 +4,10 @@
 use crate::cm::dialect::Dialect as _;
 use crate::cm::v4::V4;
 
+type Entrance = fn(&[u8]);
+
 /// All entrances by the names of their targets.
-pub const TARGETS: [(&str, fn(&[u8])); 1] = [("cm_message", message)];
+pub const TARGETS: [(&str, Entrance); 1] = [("cm_message", message)];
 
 /// A message of the CM.
 pub fn message(input: &[u8]) {

@@ -4,8 +4,10 @@
 use super::{NumberUnit, duration, node_config};
 use crate::calendar;
 
+type Entrance = fn(&[u8]);
+
 /// All entrances by the names of their targets.
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+pub const TARGETS: [(&str, Entrance); 3] =
     [("duration", duration), ("node_config", node_config), ("time", time)];
 
 /// A duration in any of its notations.

@@ -19,8 +19,10 @@ use crate::model::id::Digest;
 const MAX_CONTENT_BYTES: u64 = 1 << 20;
 const MAX_DEPTH: usize = 128;
 
+type Entrance = fn(&[u8]);
+
 /// All entrances by the names of their targets.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, Entrance); 7] = [
     ("archive", archive),
     ("manifest", manifest),
     ("layer_descriptor", layer_descriptor),

@@ -13,8 +13,10 @@ use crate::model::node::Host;
 use crate::model::service::Quotas;
 use crate::ports::NetworkPlan;
 
+type Entrance = fn(&[u8]);
+
 /// All entrances by the names of their targets.
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+pub const TARGETS: [(&str, Entrance); 3] =
     [("dns", dns), ("netlink", netlink), ("network_plan", network_plan)];
 
 /// A packet that an instance sends to the name responder, and every answer to it.

@@ -107,6 +107,24 @@ pub(crate) fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
     }
 }
 
+/// Feeds the committed corpus of each fuzz target to its entrance once more.
+pub(crate) fn replay(targets: &[(&str, impl Fn(&[u8]))]) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for (name, entrance) in targets {
+        let dir = corpus.join(name);
+        let files = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let mut count = 0;
+        for file in files {
+            let path = file.unwrap().path();
+            // The name of the file is in the output if the entrance panics.
+            println!("{}", path.display());
+            entrance(&std::fs::read(&path).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{} is empty", dir.display());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
@@ -127,23 +145,5 @@ mod tests {
         alone.args(["--exact", NAME]).env(FORBID, "1").stdout(Stdio::null());
         let status = alone.spawn().unwrap().wait().unwrap();
         assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}");
-    }
-}
-
-/// Feeds the committed corpus of each fuzz target to its entrance once more.
-pub(crate) fn replay(targets: &[(&str, fn(&[u8]))]) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    for (name, entrance) in targets {
-        let dir = corpus.join(name);
-        let files = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-        let mut count = 0;
-        for file in files {
-            let path = file.unwrap().path();
-            // The name of the file is in the output if the entrance panics.
-            println!("{}", path.display());
-            entrance(&std::fs::read(&path).unwrap());
-            count += 1;
-        }
-        assert!(count > 0, "{} is empty", dir.display());
     }
 }
