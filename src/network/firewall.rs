@@ -107,13 +107,15 @@ impl Firewall {
 
     /// Makes everything anew in one transaction. Counters go on with what they have counted.
     pub(super) fn rebuild(&mut self) -> Result<(), Error> {
-        if let Err(err) = self.read_counters() {
-            warn!("counters begin with values of some time ago err={}", chain(&err));
-        }
         let Some(channel) = &mut self.channel else { return Ok(()) };
         (self.installed, self.settled) = (false, None);
         let before = generation(channel);
         let found = survey(channel).map_err(|error| error.lacking(FEATURE))?;
+        // As late as possible: what passes between here and the commit is not counted.
+        if let Err(err) = self.read_counters() {
+            warn!("counters begin with values of some time ago err={}", chain(&err));
+        }
+        let Some(channel) = &mut self.channel else { return Ok(()) };
         let mut batch = nft::begin();
         nft::new_table(&mut batch, TABLE);
         remove_found(&mut batch, &found);

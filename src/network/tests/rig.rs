@@ -159,6 +159,8 @@ impl Rig {
         *self.rows.borrow_mut() = rows.iter().map(|row| (row.chain.clone(), row.clone())).collect();
         let (net, events, thread) = start(self.settings.clone(), self.caps, rows, &known);
         (self.net, self.events, self.thread) = (net, events, Some(thread));
+        // The first answer comes when the rules have been made anew.
+        self.net.survey();
     }
 
     fn note(&self, event: Event) {
