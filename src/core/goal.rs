@@ -235,7 +235,7 @@ impl State {
                 LayerLookup::Pending => return Err(Goal::Wait),
                 LayerLookup::Failed(failure) => {
                     let error =
-                        ErrorInfo::text(format!("cannot install layer {digest}: {failure}"));
+                        ErrorInfo::text(format!("layer does not exist: {digest}: {failure}"));
                     return Err(Goal::Blocked { error, keep: true });
                 }
                 LayerLookup::Damaged(failure) => {

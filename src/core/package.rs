@@ -84,6 +84,8 @@ struct Pending {
     quiet_until: Option<Duration>,
     /// It did not fit beside the old version, which goes before the next attempt.
     needs_room: bool,
+    /// There was not enough space although all of these could have been evicted.
+    offered: Option<BTreeSet<PackageKey>>,
 }
 
 /// Is there another attempt after a failure?
@@ -105,6 +107,7 @@ impl Pending {
             failed_attempts: 0,
             quiet_until: None,
             needs_room: false,
+            offered: None,
         }
     }
 
@@ -591,10 +594,11 @@ impl Packages {
     ) {
         let cancelled = self.installing.take().is_some_and(|running| running.cancelled);
         evicted.iter().for_each(|key| self.forget(key, changes));
-        for survivor in std::mem::take(&mut self.at_risk) {
+        let offered = std::mem::take(&mut self.at_risk);
+        for survivor in &offered {
             // A request that came meanwhile asked for it once more, to be on the safe side.
-            if self.is_installed(&survivor) && self.pending.remove(&survivor).is_some() {
-                changes.push(Change::RemoveWanted(survivor));
+            if self.is_installed(survivor) && self.pending.remove(survivor).is_some() {
+                changes.push(Change::RemoveWanted(survivor.clone()));
             }
         }
         match result {
@@ -606,6 +610,9 @@ impl Packages {
                 self.add(installed, (!wanted).then_some(now.wall_ms), changes);
             }
             Err(failure) => {
+                if failure.no_space {
+                    self.log_room();
+                }
                 let replaces = self.has_other_version(key);
                 let Some(pending) = self.pending.get_mut(key) else {
                     return log::info!("install given up package={key} err={failure}");
@@ -614,6 +621,7 @@ impl Packages {
                     pending.wanted.attempts_begun = 0;
                     return changes.push(Change::PutWanted(pending.wanted.clone()));
                 }
+                pending.offered = failure.no_space.then_some(offered);
                 pending.fail(failure, now.mono, replaces);
                 changes.push(Change::PutWanted(pending.wanted.clone()));
             }

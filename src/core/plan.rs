@@ -53,6 +53,9 @@ impl State {
         self.plan_networks(&mut effects);
         self.plan_instances(now, &mut effects);
         self.plan_data(now, &mut effects);
+        if self.reconsider_room() {
+            self.work_out_goals(now, &mut effects);
+        }
         self.plan_packages(now, &mut effects);
         self.plan_reports(now, &mut effects);
         self.plan_alert_position(now);
@@ -153,6 +156,15 @@ impl State {
         }
         let in_use = self.packages_in_use();
         self.packages.renew_damaged(&in_use, &mut self.changes)
+    }
+
+    /// Packages that did not fit may fit now.
+    fn reconsider_room(&mut self) -> bool {
+        if self.stopping || !self.tidied {
+            return false;
+        }
+        let in_use = self.packages_in_use();
+        self.packages.reconsider(&in_use)
     }
 
     fn wake_at_wall(&mut self, now: Now, at_ms: i64) {

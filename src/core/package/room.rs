@@ -4,7 +4,7 @@
 //! unused longest first, and goes by itself when its time to live has passed since it became
 //! unused. Not here: how much room is needed (the image store).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +50,39 @@ impl Packages {
             services.chain(layers).filter(|(_, e)| !in_use.contains(&e.key)).collect();
         list.sort_by_key(|(since, _)| *since);
         list.into_iter().map(|(_, evictable)| evictable).collect()
+    }
+
+    /// What did not fit is tried again when more could be evicted than before: an instance has been
+    /// stopped since. True if there is something to try.
+    pub fn reconsider(&mut self, in_use: &BTreeSet<PackageKey>) -> bool {
+        if self.pending.values().all(|pending| pending.offered.is_none()) {
+            return false;
+        }
+        let evictable = self.evictable(in_use);
+        let mut found = false;
+        for pending in self.pending.values_mut() {
+            let Some(offered) = &pending.offered else { continue };
+            if evictable.iter().any(|one| !offered.contains(&one.key)) {
+                pending.offered = None;
+                pending.failure = None;
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// Tells who has taken the room that is missing, one line for each provider.
+    pub(super) fn log_room(&self) {
+        let mut taken: BTreeMap<&str, (u32, u64)> = BTreeMap::new();
+        for service in self.services.values() {
+            let entry = taken.entry(service.row.provider_id.as_str()).or_default();
+            *entry = (entry.0 + 1, entry.1.saturating_add(service.row.size_bytes));
+        }
+        for (provider, (services, size)) in taken {
+            log::info!("taken by services provider={provider} services={services} size={size}");
+        }
+        let size: u64 = self.layers.values().map(|layer| layer.size_bytes).sum();
+        log::info!("taken by layers layers={} size={size}", self.layers.len());
     }
 
     /// A package whose time is over, if nothing else is going on. Otherwise when to look again

@@ -212,6 +212,94 @@ fn a_full_disk_is_cleared_and_the_attempt_repeated() {
     });
 }
 
+/// Somebody else takes all the room while a package is unpacked, at any moment of it.
+#[test]
+fn a_disk_that_becomes_full_at_any_moment() {
+    on_large_stack("any-moment", 48 * MIB as u64, || {
+        let ballast = Path::new("/tmp/ballast");
+        let content = Image::new(Archive::new().file("new", &vec![3; MIB]).bytes()).package();
+        let source = file_source(Path::new("/tmp/new"), &content);
+        let mut repeated = 0;
+        for moment in 1.. {
+            let store = Store::with(Path::new("/tmp/store"), |settings| {
+                settings.reserve_percent = 0;
+            });
+            // More than the reserve and the new package take.
+            let old = Path::new("/tmp/store/services/1");
+            fs::create_dir_all(old).unwrap();
+            sys::fs::write_plain(&old.join("content"), &vec![1; 20 * MIB], 0o600).unwrap();
+            let asked = std::cell::Cell::new(0);
+            // Asked before each piece of the package.
+            let meanwhile = || {
+                asked.set(asked.get() + 1);
+                if asked.get() == moment {
+                    let mut file = fs::File::create(ballast).unwrap();
+                    let mut ones = std::io::repeat(1).take(64 * MIB as u64);
+                    std::io::copy(&mut ones, &mut file).unwrap_err();
+                }
+                false
+            };
+            let attempt = |evictable| {
+                asked.set(0);
+                let package = service_package(source.clone());
+                let plan =
+                    InstallPlan { package, evictable, used_bytes: 0, unfinished: Vec::new() };
+                let mut evicted = Vec::new();
+                let result = store.store.install(&plan, &mut evicted, &meanwhile);
+                let _ = fs::remove_file(ballast);
+                (result, evicted.len())
+            };
+            // Nothing may go: a clear error, and all is as it was.
+            let (result, evicted) = attempt(Vec::new());
+            let was_full = result.is_err();
+            match result {
+                Ok(Installed::Service(row, _)) => store.store.remove(&row.path).unwrap(),
+                Ok(Installed::Layer(_)) => panic!("a layer"),
+                Err(failure) => {
+                    assert!(failure.no_space && !failure.transient, "{moment}: {failure}");
+                    let clear = failure.message.starts_with("not enough space: ");
+                    assert!(clear, "{moment}: {failure}");
+                }
+            }
+            assert_eq!((store.content(), evicted), (vec!["services/1".to_owned()], 0), "{moment}");
+            // Something may go: it goes, and the attempt succeeds, if need be by a second try.
+            let key = service_package(PackageSource::default()).key();
+            let old = Evictable { key, path: old.to_owned(), size_bytes: 20 * MIB as u64 };
+            let (again, evicted) = attempt(vec![old]);
+            let Installed::Service(row, _) = again.unwrap() else { panic!("a layer") };
+            store.store.verify_service(&row, &|| false).unwrap();
+            assert_eq!(evicted, usize::from(was_full), "{moment}");
+            repeated += evicted;
+            sys::fs::remove_tree(Path::new("/tmp/store")).unwrap();
+            if !was_full {
+                assert!(moment > 10 && repeated > 10, "{moment} {repeated}");
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn inodes_are_a_kind_of_room() {
+    on_large_stack("inodes", 40 * MIB as u64, || {
+        let dir = Path::new("/tmp/few");
+        fs::create_dir(dir).unwrap();
+        let (flags, options) = (nix::mount::MsFlags::empty(), "size=40m,nr_inodes=100");
+        nix::mount::mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options)).unwrap();
+        let store = Store::new(&dir.join("store"));
+        let install = |files: u32| {
+            let archive = (0..files).fold(Archive::new(), |a, n| a.file(&n.to_string(), b""));
+            let content = Image::new(archive.bytes()).package();
+            store.service(file_source(Path::new("/tmp/files"), &content)).map(|(row, _)| row)
+        };
+        let row = install(5).unwrap();
+        let error = install(60).map(drop).unwrap_err();
+        assert_eq!(error, "not enough space: no free inodes");
+        assert_eq!(store.content().len(), 1);
+        store.store.verify_service(&row, &|| false).unwrap();
+    });
+}
+
 /// Packing needs more stack than a thread of ours has.
 fn on_large_stack(name: &'static str, size_bytes: u64, test: impl FnOnce() + Send + 'static) {
     let thread = sys::thread::spawn_sized(name, 2 * MIB, move || {

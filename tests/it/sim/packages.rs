@@ -190,3 +190,90 @@ fn a_disk_that_is_silent_for_a_moment_is_no_damage() {
     unit.check_running();
     assert_eq!(unit.host.running().len(), 2);
 }
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn paths(unit: &Unit) -> usize {
+    unit.host.images().len()
+}
+
+#[test]
+fn the_time_to_live_begins_when_nobody_wants_it_any_more() {
+    let mut unit = Unit::started(39);
+    unit.policy.service_ttl = 24 * HOUR;
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    // Long after its installation it is still wanted.
+    unit.advance(100 * 24 * HOUR);
+    unit.settle();
+    assert_eq!(paths(&unit), 2);
+    unit.run(request(&[("b", "1.0.0")]));
+    unit.settle();
+    unit.advance(23 * HOUR);
+    unit.settle();
+    assert_eq!(paths(&unit), 2, "it may come back");
+    // Back and gone again: the time begins anew.
+    unit.host.take_installs();
+    unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+    unit.settle();
+    assert!(unit.host.take_installs().is_empty());
+    unit.run(request(&[("b", "1.0.0")]));
+    unit.settle();
+    unit.advance(23 * HOUR);
+    unit.settle();
+    assert_eq!(paths(&unit), 2);
+    // A restart does not begin it anew, and a clock that is not set yet removes nothing.
+    let now = unit.now.wall_ms;
+    unit.now.wall_ms = 0;
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    unit.advance(2 * HOUR);
+    unit.settle();
+    assert_eq!(paths(&unit), 2);
+    unit.now.wall_ms = now;
+    unit.advance(2 * HOUR);
+    unit.settle();
+    assert_eq!((paths(&unit), unit.rows.services.len()), (1, 1));
+}
+
+#[test]
+fn what_runs_is_neither_evicted_nor_outlived() {
+    let mut unit = Unit::started(40);
+    unit.policy.service_ttl = Duration::ZERO;
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    unit.run(request(&[("a", "1.0.0")]));
+    unit.settle();
+    // The new version does not come, so the old one, which no request names, runs on.
+    unit.host.break_url("file:///a-2.0.0");
+    unit.run(request(&[("a", "2.0.0"), ("b", "1.0.0"), ("c", "1.0.0")]));
+    unit.settle();
+    unit.advance(HOUR);
+    unit.settle();
+    let a = unit.id_of("a");
+    assert_eq!(unit.host.running()[&a], "1.0.0");
+    assert_eq!(unit.rows.services.len(), 3, "the installs had one less to evict");
+    assert!(unit.rows.services.iter().any(|s| s.unused_since_ms.is_some()));
+    unit.check_running();
+}
+
+#[test]
+fn the_highest_of_several_wanted_versions_runs() {
+    let mut unit = Unit::started(41);
+    let mut both = request(&[("a", "1.9.0"), ("a", "1.10.0-rc1"), ("a", "v1.10")]);
+    both.instances.truncate(1);
+    unit.run(both);
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active v1.10");
+    // What is no version is compared as text.
+    let mut odd = request(&[("a", "1.9.0"), ("a", "beta"), ("a", "alpha")]);
+    odd.instances.truncate(1);
+    unit.run(odd);
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active beta");
+}

@@ -2,6 +2,7 @@
 
 mod kills;
 mod scene;
+mod cases;
 mod hostile;
 mod rights;
 mod takeover;
