@@ -4,16 +4,21 @@
 //!
 //!     cargo bench --features sim --bench network [-- FLAGS]
 //!
-//! `--json FILE`, `--rounds N` attaches and detaches (200), `--counted N` instances (256),
+//! `--json FILE`, `--rounds N` attaches and detaches (100), `--counted N` instances (256),
 //! `--seconds N` for each transfer (1).
+//!
+//! Beside attaches stands what the kernel alone takes for a named namespace and a link into it with
+//! both ends up: no address, no bridge, no rules, no files.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)] // not the daemon
 #![allow(clippy::cast_precision_loss)]
 #![allow(dead_code)] // the shared part has more than one bench needs
 
 mod unit;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread::{self, JoinHandle};
@@ -28,11 +33,28 @@ use aos_servicemanager::network::{NetHandle, NetThread, NetworkSettings};
 use aos_servicemanager::ports::{Network, NetworkPlan, TrafficSource};
 use aos_servicemanager::sys::malloc;
 use aos_servicemanager::sys::mount::{isolate, tmpfs};
-use aos_servicemanager::sys::netns::HostNs;
+use aos_servicemanager::sys::netlink::{Family, Netlink};
+use aos_servicemanager::sys::netns::{self, HostNs};
 use crossbeam::channel::{Receiver, bounded};
 use unit::table::{Bar, Table};
 use unit::{Outcome, PATIENCE, args, median, milliseconds, percentile};
 
+/// After so long the kernel has taken apart what was detached.
+const CLEAN_UP: Duration = Duration::from_millis(400);
+/// Messages with their flags: request and acknowledgement, create and exclusive.
+const NEW_LINK: (u16, u16) = (16, 0x605);
+const SET_LINK: (u16, u16) = (19, 0x5);
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+/// Index of the end in the namespace.
+const PEER_INDEX: u32 = 2;
+/// Neither the kernel nor the net thread counts from here.
+const FIRST_BARE_INDEX: u32 = 2_000_000;
+const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 /// Attached at once.
 const MANY: u64 = 64;
 /// Names asked for, one after the other.
@@ -162,21 +184,32 @@ fn ip(arguments: &str) -> Outcome<()> {
     if status.success() { Ok(()) } else { Err(format!("ip {arguments} failed").into()) }
 }
 
-/// The kernel takes a former link apart some 50 ms after its end and keeps everybody else waiting
+/// The kernel takes a former link apart some time after its end and keeps everybody else waiting
 /// meanwhile: first without that, then as it is for an instance that comes back at once.
 fn attach_and_detach(host: &Place, table: &mut Table) -> Outcome<()> {
-    let rounds = args::number("--rounds", 200)?;
-    let (attach, detach) = rounds_of(host, rounds, Duration::from_millis(150))?;
+    let rounds = args::number("--rounds", 100)?;
+    let mut bare = Vec::new();
+    let mut links = BareLinks::new()?;
+    for _ in 0..rounds {
+        bare.push(links.make(&host.ns, 1)?);
+        links.remove()?;
+    }
+    let (attach, detach) = rounds_of(host, rounds, CLEAN_UP)?;
+    let bare = milliseconds(median(&bare));
     let bars = (1.5, 3.0);
     table.judge("attach, p50", "ms", milliseconds(median(&attach)), bars, Bar::Soft);
     table.judge("attach, p99", "ms", milliseconds(percentile(&attach, 0.99)), bars, Bar::Soft);
+    table.note("  bare namespace and link, p50", "ms", bare);
+    table.note("  ratio", "x", milliseconds(median(&attach)) / bare);
     let bars = (1.0, 3.0);
     table.judge("detach, p50", "ms", milliseconds(median(&detach)), bars, Bar::Soft);
     table.judge("detach, p99", "ms", milliseconds(percentile(&detach, 0.99)), bars, Bar::Soft);
     let (attach, detach) = rounds_of(host, rounds, Duration::ZERO)?;
-    let (attach, detach) = (milliseconds(median(&attach)), milliseconds(median(&detach)));
-    table.note("attach while the kernel cleans up, p50", "ms", attach);
-    table.note("detach while the kernel cleans up, p50", "ms", detach);
+    for (name, times) in [("attach", &attach), ("detach", &detach)] {
+        table.note(format!("{name} again at once, p50"), "ms", milliseconds(median(times)));
+        table.note("  p99", "ms", milliseconds(percentile(times, 0.99)));
+    }
+    thread::sleep(CLEAN_UP);
     Ok(())
 }
 
@@ -202,8 +235,11 @@ fn rounds_of(
 /// All callers ask at the same time, as a start of the daemon does.
 fn many_at_once(host: &Place, table: &mut Table) -> Outcome<()> {
     let plans = host.plans(MANY)?;
-    let mut rounds = Vec::new();
+    let (mut rounds, mut bare) = (Vec::new(), Vec::new());
+    let mut links = BareLinks::new()?;
     for _ in 0..5 {
+        bare.push(links.make(&host.ns, MANY)?);
+        links.remove()?;
         let start = Instant::now();
         let results: Vec<_> = thread::scope(|scope| {
             let asks: Vec<_> =
@@ -216,9 +252,94 @@ fn many_at_once(host: &Place, table: &mut Table) -> Outcome<()> {
         rounds.push(start.elapsed());
         host.detach_all(&plans)?;
     }
-    let took = milliseconds(median(&rounds));
+    let (took, bare) = (milliseconds(median(&rounds)), milliseconds(median(&bare)));
     table.judge("64 attaches at once", "ms", took, (60.0, 120.0), Bar::Soft);
+    table.note("  64 bare namespaces and links", "ms", bare);
+    table.note("  ratio", "x", took / bare);
     Ok(())
+}
+
+/// Namespaces with links that only the kernel's own work goes into.
+struct BareLinks {
+    outside: Netlink,
+    made: Vec<String>,
+    next: u32,
+}
+
+impl BareLinks {
+    fn new() -> Outcome<Self> {
+        let outside = Netlink::for_few_requests(Family::Route)?;
+        Ok(Self { outside, made: Vec::new(), next: FIRST_BARE_INDEX })
+    }
+
+    /// Returns how long it took.
+    fn make(&mut self, ns: &HostNs, count: u64) -> Outcome<Duration> {
+        let start = Instant::now();
+        for _ in 0..count {
+            let (index, name) = (self.next, format!("bare{}", self.next));
+            self.next += 1;
+            let (inside, namespace) = ns.create(&name, || {
+                Ok((Netlink::for_few_requests(Family::Route)?, File::open(OWN_NAMESPACE)?))
+            })?;
+            self.made.push(name.clone());
+            ask(&self.outside, &new_veth(index, namespace.as_raw_fd()))?;
+            ask(&inside, &link_message(SET_LINK, link_header(PEER_INDEX, true)))?;
+        }
+        Ok(start.elapsed())
+    }
+
+    fn remove(&mut self) -> Outcome<()> {
+        for name in self.made.drain(..) {
+            netns::remove(&name)?;
+        }
+        thread::sleep(CLEAN_UP);
+        Ok(())
+    }
+}
+
+/// Sends one message and waits for its acknowledgement.
+fn ask(socket: &Netlink, message: &[u8]) -> Outcome<()> {
+    let mut answer = [0; 4096];
+    socket.send(message)?;
+    let length = socket.receive(&mut answer)?;
+    match answer[..length].get(16..20) {
+        Some([0, 0, 0, 0]) => Ok(()),
+        code => Err(format!("the kernel refuses a bare link: {code:?}").into()),
+    }
+}
+
+/// `RTM_NEWLINK` of a pair; the other end goes into a namespace.
+fn new_veth(index: u32, namespace: i32) -> Vec<u8> {
+    let name = |name: &str| attribute(IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+    let mut peer = link_header(PEER_INDEX, false);
+    peer.extend(name("eth0"));
+    peer.extend(attribute(IFLA_NET_NS_FD, &namespace.to_ne_bytes()));
+    let mut info = attribute(IFLA_INFO_KIND, b"veth");
+    info.extend(attribute(IFLA_INFO_DATA, &attribute(VETH_INFO_PEER, &peer)));
+    let mut body = link_header(index, true);
+    body.extend(name(&format!("b{index}")));
+    body.extend(attribute(IFLA_LINKINFO, &info));
+    link_message(NEW_LINK, body)
+}
+
+/// `struct ifinfomsg`.
+fn link_header(index: u32, up: bool) -> Vec<u8> {
+    let up = u32::from(up);
+    [[0; 4], index.to_ne_bytes(), up.to_ne_bytes(), up.to_ne_bytes()].concat()
+}
+
+/// A message that wants an acknowledgement.
+fn link_message((kind, flags): (u16, u16), body: Vec<u8>) -> Vec<u8> {
+    let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX).to_ne_bytes();
+    let kind = [kind.to_ne_bytes(), flags.to_ne_bytes()].concat();
+    [&length[..], &kind, &1_u32.to_ne_bytes(), &[0; 4], &body].concat()
+}
+
+fn attribute(kind: u16, data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + data.len()).unwrap_or(u16::MAX);
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), data].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 fn names(host: &Place, table: &mut Table) -> Outcome<()> {

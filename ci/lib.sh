@@ -11,7 +11,7 @@ export CCACHE_DIR="${CCACHE_DIR:-$cache/ccache}"
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
 
 build_packages="build-essential cmake ccache pkg-config libssl-dev"
-run_packages="crun runc busybox-static iproute2 nftables procps openssl systemd softhsm2 opensc libengine-pkcs11-openssl"
+run_packages="crun runc busybox-static iproute2 nftables procps strace openssl systemd softhsm2 opensc libengine-pkcs11-openssl"
 
 step() { printf '\n== %s\n' "$*"; }
 

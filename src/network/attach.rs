@@ -28,8 +28,10 @@ use super::wire::Messages;
 use crate::model::id::{InstanceId, NetworkId};
 use crate::ports::NetworkPlan;
 use crate::sys;
+use crate::sys::fault;
 use crate::sys::netlink::{Family, Netlink};
 use crate::sys::netns;
+use crate::sys::time::monotonic;
 
 /// Namespace of the calling thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -59,11 +61,13 @@ impl Domain {
     /// their ids is replaced. The rules of all are one transaction; if that fails, each gets one of
     /// its own, so that only those fail that are to blame.
     pub(super) fn attach(&mut self, plans: &[&NetworkPlan]) -> Vec<Result<(), Error>> {
+        self.ending.busy(monotonic());
         let mut results: Vec<Result<(), Error>> =
             plans.iter().map(|plan| self.attach_links(plan)).collect();
         let built = |results: &[Result<(), Error>]| -> Vec<usize> {
             (0..plans.len()).filter(|index| results[*index].is_ok()).collect()
         };
+        fault::point("attach step");
         let mut all = Share::default();
         for index in built(&results) {
             let share = self.share(&plans[index].id);
@@ -80,6 +84,7 @@ impl Domain {
                 }
             }
         }
+        fault::point("attach step");
         for index in built(&results) {
             let NetworkPlan { id, network_id, params, .. } = plans[index];
             let address = if params.ip.is_empty() { "none" } else { params.ip.as_str() };
@@ -268,6 +273,7 @@ impl Domain {
     ) -> Result<Option<Wired>, Error> {
         let id = &attachment.id;
         let mut inside = self.create_namespace(id)?;
+        fault::point("attach step");
         let result = match place {
             Some(place) => self.wire(attachment, place, &mut inside).map(Some),
             None => raise_loopback(&mut inside.channel).map(|()| None),
@@ -303,11 +309,13 @@ impl Domain {
         inside: &mut Inside,
     ) -> Result<Wired, Error> {
         let veth = self.create_veth(&attachment.id, place, &inside.namespace)?;
+        fault::point("attach step");
         if let Err(err) = self.configure(place, &mut inside.channel) {
             self.delete_links(&[veth]);
             return Err(err);
         }
         self.settle(veth, place.standing.index);
+        fault::point("attach step");
         Ok(Wired { address: place.address, veth, share: self.new_share(attachment, place) })
     }
 
@@ -495,6 +503,11 @@ impl Domain {
     /// The same without a look at the network.
     pub(super) fn detach_only(&mut self, id: &InstanceId) -> Result<(), Error> {
         let attached = self.instances.remove(id);
+        let passed = || {
+            if attached.is_some() {
+                fault::point("detach step");
+            }
+        };
         if let Some(attached) = &attached {
             self.dns.remove(&attached.network, id);
         }
@@ -513,6 +526,7 @@ impl Domain {
             }
             None => Ok(()),
         };
+        passed();
         let mut links: Vec<Index> = wired.map(|wired| wired.veth).into_iter().collect();
         for left in self.left.instances.remove(id).unwrap_or_default() {
             if !links.contains(&left.index) {
@@ -520,11 +534,25 @@ impl Domain {
             }
         }
         let cut = self.cut_off(&links);
-        let namespace = if naming::is_plain(id.as_str()) { unmount_namespace(id) } else { Ok(()) };
+        passed();
+        let namespace = if naming::is_plain(id.as_str()) { self.end_namespace(id) } else { Ok(()) };
+        passed();
         if attached.is_some() {
             info!("detached instance={id}");
         }
         rules.and(cut).and(namespace)
+    }
+
+    /// Takes the name away now and lets the kernel have the rest later.
+    fn end_namespace(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let kept = netns::open(id.as_str());
+        unmount_namespace(id)?;
+        match kept {
+            Ok(Some(namespace)) => self.ending.keep(namespace, monotonic()),
+            Ok(None) => {}
+            Err(err) => debug!("namespace ends at once instance={id} err={err}"),
+        }
+        Ok(())
     }
 
     /// Takes links out of their bridges in one send: their addresses are free from here on.

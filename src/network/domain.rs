@@ -16,6 +16,7 @@ use super::accounting::LocalNetworks;
 use super::caps::NetCaps;
 use super::channel::Channel;
 use super::dns::Dns;
+use super::ending::{self, Ending};
 use super::error::Error;
 use super::firewall::{Firewall, Share};
 use super::names;
@@ -44,7 +45,7 @@ const RAISE_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// The kernel takes a veth apart some 50 ms after its namespace; if it has not by then, something
 /// holds the namespace and the link is deleted.
-const FADE_TIME: Duration = Duration::from_secs(2);
+const FADE_TIME: Duration = ending::LONGEST.saturating_add(Duration::from_secs(2));
 
 /// Everything on the host that has to do with networks.
 #[derive(Debug)]
@@ -77,6 +78,7 @@ pub(super) struct Domain {
     next_index: Index,
     /// Cut off links that the kernel is about to delete.
     fading: Vec<(Index, Duration)>,
+    pub(super) ending: Ending,
 }
 
 /// A network of this node.
@@ -192,6 +194,7 @@ impl Domain {
             pretended: None,
             next_index: FIRST_INDEX,
             fading: Vec::new(),
+            ending: Ending::default(),
         })
     }
 
@@ -343,7 +346,15 @@ impl Domain {
         let draining = draining.chain(doubtful.map(|network| network.retry_at));
         let dns = self.dns.next_deadline();
         let traffic = self.traffic_deadline().into_iter().chain(self.notices.next_deadline());
-        self.fading.iter().map(|(_, at)| *at).chain(draining).chain(dns).chain(traffic).min()
+        let ending = self.ending.deadline();
+        self.fading
+            .iter()
+            .map(|(_, at)| *at)
+            .chain(ending)
+            .chain(draining)
+            .chain(dns)
+            .chain(traffic)
+            .min()
     }
 
     /// Does what is due.
@@ -353,6 +364,7 @@ impl Domain {
             return;
         }
         self.dns.tick(now);
+        self.ending.tick(now);
         self.restore_rules(now);
         self.raise_doubtful(now);
         if self.traffic_deadline().is_some_and(|at| due(&at)) {

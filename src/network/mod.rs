@@ -22,6 +22,7 @@ mod conntrack;
 mod counting;
 mod dns;
 mod domain;
+mod ending;
 mod error;
 mod files;
 mod firewall;

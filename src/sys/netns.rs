@@ -85,6 +85,14 @@ impl Drop for Return<'_> {
     }
 }
 
+/// A descriptor that keeps a namespace alive; `None` = there is none of this name.
+pub fn open(name: &str) -> io::Result<Option<File>> {
+    match File::open(path(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Removes the name. The kernel destroys the namespace when nothing uses it any more; an unknown
 /// name is success.
 pub fn remove(name: &str) -> io::Result<()> {

@@ -51,6 +51,11 @@ pub fn busybox() -> Result<(), String> {
     program("busybox").map(drop)
 }
 
+/// Shows the system calls of the daemon.
+pub fn strace() -> Result<(), String> {
+    program("strace").map(drop)
+}
+
 /// A token in software, tools that write to it, and OpenSSL's engine for it.
 pub fn token() -> Result<(), String> {
     program("softhsm2-util")?;

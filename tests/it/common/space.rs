@@ -1,9 +1,11 @@
 //! Namespaces of one unit: what its programs do to mounts, links, rules and `/run` stays there and
 //! is gone when they are.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -96,6 +98,19 @@ impl Space {
             fs::create_dir("/dev/shm").unwrap();
             bind(shm, Path::new("/dev/shm"));
         });
+    }
+
+    /// Instances that have counters in the firewall's rules; `None` = no program to list them.
+    pub fn counted_instances(&self) -> Option<BTreeSet<String>> {
+        let nft = super::need::program("nft").ok()?;
+        let mut list = Command::new(nft);
+        list.args(["list", "counters"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = self.inside(|| list.spawn()).unwrap();
+        let text = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
+        assert!(child.wait().unwrap().success());
+        let words = text.split_whitespace();
+        let names = words.filter_map(|word| word.strip_prefix("in_").map(str::to_owned));
+        Some(names.collect())
     }
 
     /// Mounts a small file system of its own.

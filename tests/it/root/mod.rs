@@ -11,5 +11,6 @@ mod run;
 mod runtimes;
 mod sampling;
 mod supervision;
+mod tracing;
 mod watching;
 mod values;

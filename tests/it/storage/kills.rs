@@ -18,8 +18,9 @@ type Point = (&'static str, u64);
 
 /// All points. Those that are passed once for each step of a job have as many as there are steps,
 /// so that each of them is met.
-const POINTS: [Point; 20] = [
+const POINTS: [Point; 22] = [
     ("adopting", 2),
+    ("attach step", 10),
     ("before commit", 10),
     ("before confirming", 3),
     ("before flushing", 4),
@@ -27,6 +28,7 @@ const POINTS: [Point; 20] = [
     ("before publishing", 2),
     ("charge", 12),
     ("committed", 10),
+    ("detach step", 6),
     ("effect", 40),
     ("evicted", 2),
     ("fetch job", 6),
@@ -41,8 +43,9 @@ const POINTS: [Point; 20] = [
     ("tree entry", 20),
 ];
 
-/// Passes of one start and of one stop; every other point is one place in the sources.
-const STEPS_OF_JOBS: [Point; 2] = [("start step", 8), ("stop step", 5)];
+/// Passes of one attach, detach, start and stop; every other point is one place in the sources.
+const STEPS_OF_JOBS: [Point; 4] =
+    [("attach step", 5), ("detach step", 3), ("start step", 8), ("stop step", 5)];
 
 /// Deaths of one random test; there are four of them.
 const KILLS: usize = 50;

@@ -285,6 +285,13 @@ impl Scene {
         if namespaces.len() != ids.len() {
             return Some(format!("network namespaces: {namespaces:?}, wanted are {ids:?}"));
         }
+        let links = self.unit.space.links();
+        if links.iter().filter(|name| name.starts_with("ve")).count() != ids.len() {
+            return Some(format!("links: {links:?}, wanted are {ids:?}"));
+        }
+        if let Some(counted) = self.unit.space.counted_instances().filter(|found| found != ids) {
+            return Some(format!("rules are for {counted:?}, wanted are {ids:?}"));
+        }
         let bundles = run.join("runtime");
         let stray = |point: &String| {
             let below = Path::new(point).strip_prefix(&bundles).ok();
