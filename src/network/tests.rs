@@ -1,6 +1,9 @@
-//! The net thread against the real kernel, in namespaces of the test's own.
+//! The net thread against the real kernel, in namespaces of the test's own; and the bytes of
+//! what it says.
 
 mod dns;
+mod encoding;
+mod encoding_rules;
 mod faults;
 mod life;
 mod limits;
