@@ -218,6 +218,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let position = stored.alert_position.take();
     let known: Vec<InstanceId> = stored.instances.iter().map(|row| row.id.clone()).collect();
     host.net_thread.restore(std::mem::take(&mut stored.traffic), &known);
+    host.net_thread.recognise(std::mem::take(&mut stored.network_links));
     let now = clock.now();
     let state = State::new(
         settings::policy(config, EXEC_QUEUE),

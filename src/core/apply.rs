@@ -13,9 +13,9 @@ use crate::model::command::CmCommand;
 use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
 use crate::model::failure::Failure;
-use crate::model::id::{InstanceId, InstanceIdent, ServiceKey};
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceKey};
 use crate::model::job::{Found, JobDone, Record, StartKind, Started, StopOutcome, StopScope};
-use crate::model::status::{CmReport, ErrorInfo};
+use crate::model::status::{AlertPayload, CmReport, ErrorInfo};
 use crate::model::store::{Change, StoredInstance};
 use crate::model::traffic::TrafficRow;
 use crate::ports::Now;
@@ -43,10 +43,7 @@ impl State {
             Event::Iam(event) => self.iam_event(event),
             Event::Done(done) => self.job_done(now, done),
             Event::Exited { id, pid, exit } => self.exited(now, &id, pid, exit),
-            // What could not be set up is tried again, and named, by the start that needs it.
-            Event::NetworksUpdated { .. } => {
-                self.networks_unanswered = self.networks_unanswered.saturating_sub(1);
-            }
+            Event::NetworksUpdated { failed } => self.networks_updated(now, failed),
             Event::Traffic { rows, gone } => self.traffic_counted(rows, gone),
             Event::Alert(alert) => self.alerts.push(alert),
             Event::NodeConfigStored { session, faults, result } => {
@@ -59,6 +56,25 @@ impl State {
             Event::ClockChanged => self.stale_goals = true,
             Event::Ping => self.pong_due = true,
             Event::Stop => self.stop(now),
+        }
+    }
+
+    /// No message answers a set of networks: an alert names each one that could not be set up, once
+    /// per reason. A start that needs it tries again, and fails with the reason.
+    fn networks_updated(&mut self, now: Now, failed: Vec<(NetworkId, Failure)>) {
+        self.networks_unanswered = self.networks_unanswered.saturating_sub(1);
+        if self.networks_unanswered > 0 {
+            // Of a set that was replaced meanwhile.
+            return;
+        }
+        let told = std::mem::take(&mut self.networks_failed);
+        for (id, failure) in failed {
+            if told.get(&id) != Some(&failure.message) {
+                let component = "aos-servicemanager".to_owned();
+                let message = format!("cannot set up network {id}: {failure}");
+                self.alert(now.wall_ms, AlertPayload::Core { component, message });
+            }
+            self.networks_failed.insert(id, failure.message);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::core::secrets::Leaving;
 use crate::model::command::CmCommand;
 use crate::model::desired::NetworkParams;
 use crate::model::event::Session;
-use crate::model::id::{InstanceId, InstanceIdent, ServiceKey};
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceKey};
 use crate::model::job::DiskFigures;
 use crate::model::node::NodeInfo;
 use crate::model::status::{Alert, AlertPayload, CmReport, ErrorInfo};
@@ -134,6 +134,8 @@ pub struct State {
     /// Sets of networks that net has not answered yet, and whether one must be sent.
     pub networks_unanswered: usize,
     pub networks_due: bool,
+    /// Those that could not be set up, and what the CM was told about it.
+    pub networks_failed: BTreeMap<NetworkId, String>,
     /// Leftovers in the network may be removed once adoption is decided.
     pub networks_kept: bool,
     pub instances: BTreeMap<InstanceId, Instance>,
@@ -240,6 +242,7 @@ impl State {
             networks_due: !stored.networks.is_empty(),
             networks: stored.networks,
             networks_unanswered: 0,
+            networks_failed: BTreeMap::new(),
             networks_kept: false,
             instances,
             by_ident,

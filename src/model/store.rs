@@ -1,7 +1,7 @@
 //! What the database holds, as core sees it.
 
 use crate::model::desired::{DesiredInstance, EnvOverride, NetworkParams};
-use crate::model::id::{Digest, InstanceId, InstanceIdent, PackageKey, ServiceKey};
+use crate::model::id::{Digest, InstanceId, InstanceIdent, NetworkId, PackageKey, ServiceKey};
 use crate::model::job::Package;
 use crate::model::node::NodeInfo;
 use crate::model::service::{InstalledLayer, InstalledService};
@@ -20,10 +20,21 @@ pub struct Snapshot {
     /// Instances that are not wanted any more, but that IAM may still know.
     pub leaving: Vec<(InstanceId, InstanceIdent)>,
     pub networks: Vec<NetworkParams>,
+    pub network_links: Vec<NetworkLinks>,
     pub traffic: Vec<TrafficRow>,
     /// Up to where the journal and the kernel's messages have become alerts; the text is that of
     /// whoever reads them.
     pub alert_position: Option<Box<str>>,
+}
+
+/// Interfaces that an earlier service manager made for a network under names of its own choice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NetworkLinks {
+    pub network: NetworkId,
+    /// Empty = none.
+    pub vlan: String,
+    /// Empty = none.
+    pub bridge: String,
 }
 
 /// A package that the last request names and that is not installed.

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use log::{debug, error, info, warn};
 use nix::errno::Errno;
@@ -35,6 +36,8 @@ use crate::sys::time::monotonic;
 
 /// Namespace of the calling thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+/// Whether interfaces that are made later have IPv6, in the namespace of the calling thread.
+const NEW_LINKS_WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 /// A kernel with built-in tunnel devices has index 2 taken in a new namespace.
 const OTHER_PEER_INDEX: Index = 0x1_0000;
 /// `f_type` of a mounted namespace.
@@ -219,6 +222,9 @@ impl Domain {
         if self.networks.contains_key(id) {
             return Ok(());
         }
+        if let Some(reason) = self.refused.get(id) {
+            return Err(Error::RefusedNetwork { id: id.clone(), reason: reason.clone() });
+        }
         let gateway = self.left_gateway(id, subnet)?.unwrap_or(subnet.first());
         if gateway == address {
             let text = address.to_string();
@@ -295,6 +301,9 @@ impl Domain {
         let path = netns::path(id.as_str());
         let failed = |source| Error::File { operation: "create network namespace", path, source };
         let opened = self.host.create(id.as_str(), || {
+            if self.ipv6 {
+                disable_ipv6(id);
+            }
             Ok((Netlink::for_few_requests(Family::Route)?, File::open(OWN_NAMESPACE)?))
         });
         let (socket, namespace) = opened.map_err(failed)?;
@@ -572,6 +581,14 @@ impl Domain {
 
 fn is_collision(refusal: &Refusal) -> bool {
     refusal.index == 0 && matches!(refusal.errno, Errno::EBUSY | Errno::EEXIST)
+}
+
+/// No address and no router advertisement reaches an interface of an instance unless its own
+/// configuration switches IPv6 on there. Loopback exists already and keeps its address.
+fn disable_ipv6(id: &InstanceId) {
+    if let Err(err) = sys::fs::write_existing(Path::new(NEW_LINKS_WITHOUT_IPV6), "1") {
+        warn!("instance may take router advertisements instance={id} err={err}");
+    }
 }
 
 fn raise_loopback(inside: &mut Channel) -> Result<(), Error> {

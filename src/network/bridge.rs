@@ -22,6 +22,7 @@ use super::rules;
 use super::wire::Messages;
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
+use crate::model::store::NetworkLinks;
 use crate::sys;
 use crate::sys::time::monotonic;
 
@@ -43,15 +44,17 @@ impl Domain {
     pub(super) fn update_networks(&mut self, list: &[NetworkParams]) -> Vec<(NetworkId, Error)> {
         let (wanted, mut failed) = plan::check_networks(list);
         for (id, err) in &failed {
-            error!("ignoring network network={id} err={}", chain(err));
+            // No error: core makes the alert.
+            warn!("ignoring network network={id} err={}", chain(err));
         }
+        self.refused = failed.iter().map(|(id, err)| (id.clone(), chain(err))).collect();
         // Also an invalid entry names its network: what stands is not torn down for it.
         let listed: BTreeMap<&NetworkId, ()> = list.iter().map(|params| (&params.id, ())).collect();
         self.retire(|id| !listed.contains_key(id), &wanted);
         for network in wanted {
             let id = network.id.clone();
             if let Err(err) = self.set_network(network) {
-                error!("cannot set up network network={id} err={}", chain(&err));
+                warn!("cannot set up network network={id} err={}", chain(&err));
                 failed.push((id, err));
             }
         }
@@ -198,11 +201,30 @@ impl Domain {
         !rivals.is_empty()
     }
 
-    /// The bridge of a network if it exists: ours by alias, or one that the reference left under
-    /// the plain name, which has no other address than ours.
+    /// A link that an earlier service manager has left, by its name in the database.
+    fn is_stored(&self, wanted: &Wanted, link: &Link) -> bool {
+        self.stored_links.get(&wanted.id).is_some_and(|stored| is_left(stored, link))
+    }
+
+    /// The name that the database has for a link, if it is a name.
+    fn stored_name(
+        &self,
+        id: &NetworkId,
+        pick: impl Fn(&NetworkLinks) -> &String,
+    ) -> Option<LinkName> {
+        let name = pick(self.stored_links.get(id)?);
+        naming::is_plain(name).then(|| LinkName::try_from(name.as_str()).ok()).flatten()
+    }
+
+    /// The bridge of a network if it exists: ours by alias, one of which the database has the name,
+    /// or one that the reference left under the plain name, which has no other address than ours.
     fn find_bridge<'a>(&self, wanted: &Wanted, view: &'a View) -> Result<Option<&'a Link>, Error> {
         let alias = naming::network_alias(&wanted.id);
         if let Some(link) = view.links.iter().find(|l| l.alias == alias && l.kind == "bridge") {
+            return Ok(Some(link));
+        }
+        let stored = |link: &&Link| link.kind == "bridge" && self.is_stored(wanted, link);
+        if let Some(link) = view.links.iter().find(stored) {
             return Ok(Some(link));
         }
         let name = naming::bridge(&wanted.id, 0);
@@ -227,8 +249,9 @@ impl Domain {
         view: &View,
     ) -> Result<(Index, LinkName), Error> {
         let taken = |name: &LinkName| view.links.iter().any(|link| link.name == name.as_str());
-        let name =
-            (0..=u8::MAX).map(|variant| naming::bridge(&wanted.id, variant)).find(|n| !taken(n));
+        let stored = self.stored_name(&wanted.id, |links| &links.bridge);
+        let own = (0..=u8::MAX).map(|variant| naming::bridge(&wanted.id, variant));
+        let name = stored.into_iter().chain(own).find(|name| !taken(name));
         let name = name.ok_or(Error::NoFreeLink { attempts: u32::from(u8::MAX) + 1 })?;
         for _ in 0..LINK_ATTEMPTS {
             let index = self.take_index();
@@ -337,8 +360,8 @@ impl Domain {
         parent
     }
 
-    /// The VLAN of a network that exists, and what carries it: ours by alias, or one that the
-    /// reference left in the bridge of this network. It stays where it is when the default route
+    /// The VLAN of a network that exists, and what carries it: ours by alias, one of which the
+    /// database has the name, or one that the reference left in the bridge of this network. It stays where it is when the default route
     /// moves: the link to other nodes is wired.
     fn standing_vlan<'a>(
         &self,
@@ -348,7 +371,7 @@ impl Domain {
     ) -> Option<(&'a Link, &'a Link)> {
         let alias = naming::network_alias(&wanted.id);
         let vlan = view.links.iter().find(|link| {
-            let ours = link.alias == alias;
+            let ours = link.alias == alias || self.is_stored(wanted, link);
             let left = link.alias.is_empty() && Some(link.master) == bridge;
             link.kind == "vlan" && u64::from(link.vlan_id) == wanted.vlan_id && (ours || left)
         })?;
@@ -362,7 +385,7 @@ impl Domain {
         let alias = naming::network_alias(&wanted.id);
         let other = |link: &&Link| {
             link.kind == "vlan"
-                && link.alias == alias
+                && (link.alias == alias || self.is_stored(wanted, link))
                 && standing.is_none_or(|standing| standing.index != link.index)
         };
         let others: Vec<Index> = view.links.iter().filter(other).map(|link| link.index).collect();
@@ -423,7 +446,9 @@ impl Domain {
             // What was ours was removed a moment ago.
             view.links.iter().any(|link| link.name == name.as_str() && link.alias != alias)
         };
-        let mut names = (0..=u8::MAX).map(|variant| naming::vlan(&wanted.id, variant));
+        let stored = self.stored_name(&wanted.id, |links| &links.vlan);
+        let own = (0..=u8::MAX).map(|variant| naming::vlan(&wanted.id, variant));
+        let mut names = stored.into_iter().chain(own);
         // If all are taken, the kernel says so.
         let name = names.find(|name| !taken(name)).unwrap_or_else(|| naming::vlan(&wanted.id, 0));
         let index = self.take_index();
@@ -468,6 +493,16 @@ impl Domain {
     }
 }
 
+/// It has the name that the database tells, and nobody has claimed it since.
+fn is_left(stored: &NetworkLinks, link: &Link) -> bool {
+    let name = match link.kind.as_str() {
+        "bridge" => &stored.bridge,
+        "vlan" => &stored.vlan,
+        _ => return false,
+    };
+    link.alias.is_empty() && !name.is_empty() && link.name == *name
+}
+
 /// What a network has in the rules.
 fn network_share(bridge: &LinkName) -> Share {
     Share { entries: rules::network_entries(bridge).to_vec(), meters: Vec::new() }
@@ -495,4 +530,36 @@ fn check_routes(wanted: &Wanted, view: &View, own: Option<Index>) -> Result<(), 
     let name = link.map_or("an interface", |link| link.name.as_str());
     let subnet = Subnet::of_route(route.destination, route.prefix);
     Err(Error::Overlap { subnet: wanted.subnet.to_string(), other: format!("{subnet} on {name}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_recognised_by_the_names_of_the_database() {
+        let stored = NetworkLinks {
+            network: NetworkId::new("net1"),
+            vlan: "vlan-00c0ffee".to_owned(),
+            bridge: String::new(),
+        };
+        let link = |kind: &str, name: &str, alias: &str| Link {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            alias: alias.to_owned(),
+            ..Link::default()
+        };
+        for (kind, name, alias, expect) in [
+            ("vlan", "vlan-00c0ffee", "", true),
+            // Claimed by somebody, or by another network of ours.
+            ("vlan", "vlan-00c0ffee", "theirs", false),
+            ("vlan", "vlan-00c0ffee", "aos:net:net2", false),
+            ("vlan", "vlan-00c0ffed", "", false),
+            ("bridge", "vlan-00c0ffee", "", false),
+            ("veth", "vlan-00c0ffee", "", false),
+            ("bridge", "", "", false),
+        ] {
+            assert_eq!(is_left(&stored, &link(kind, name, alias)), expect, "{kind} {name} {alias}");
+        }
+    }
 }

@@ -104,7 +104,8 @@ impl Domain {
         if self.said.len() >= MAX_SAID || self.said.contains(&message) {
             return;
         }
-        log::error!("network is degraded: {message}");
+        // No error: that would be another alert.
+        log::warn!("network is degraded: {message}");
         let payload = AlertPayload::Core {
             component: COMPONENT.to_owned(),
             message: format!("network is degraded: {message}"),

@@ -3,17 +3,24 @@
 //! nf_tables, inside of a namespace while an instance is attached).
 
 use std::io;
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
 use super::error::{Error, Refusal};
 use super::wire::{self, Message, Messages};
+use crate::sys::is_errno;
 use crate::sys::netlink::{Family, Netlink};
 
 /// A dump datagram of the kernel is at most 32 KiB.
 const RECEIVE_BYTES: usize = 32 * 1024;
 /// How often a dump is repeated that changes interrupted.
 const DUMP_ATTEMPTS: u32 = 8;
+
+/// Pauses before something that the kernel could not do at that moment is tried again.
+pub(super) const RETRY_PAUSES: [Duration; 3] =
+    [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(25)];
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -39,6 +46,9 @@ pub(super) const DUMP: u16 = NLM_F_REQUEST | NLM_F_DUMP;
 pub(super) struct Channel {
     socket: Netlink,
     next: u32,
+    /// A test wants these operations refused, once each, without the kernel.
+    #[cfg(test)]
+    pub(super) refused: Vec<(&'static str, Errno)>,
 }
 
 impl Channel {
@@ -51,15 +61,60 @@ impl Channel {
 
     /// Takes over a socket, such as one inside a namespace.
     pub(super) fn new(socket: Netlink) -> Self {
-        Self { socket, next: 1 }
+        Self {
+            socket,
+            next: 1,
+            #[cfg(test)]
+            refused: Vec::new(),
+        }
     }
 
     /// Sends rtnetlink messages in one call and waits until the last one is done. They are not
     /// atomic: later ones are carried out although an earlier one failed; the first failure is
-    /// returned.
+    /// returned. If that one may go away by itself, it is sent again after a pause, together with
+    /// those that failed after it, which may be consequences.
     pub(super) fn execute(&mut self, messages: &mut Messages) -> Result<(), Error> {
+        let mut refusals = self.attempt(messages)?;
+        for pause in RETRY_PAUSES {
+            if !refusals.first().is_some_and(|first| is_passing(first, messages)) {
+                break;
+            }
+            sleep(pause);
+            let again: Vec<usize> = refusals.iter().map(|refusal| refusal.index).collect();
+            refusals = self.attempt(&mut messages.only(&again))?;
+            for refusal in &mut refusals {
+                refusal.index = again[refusal.index];
+            }
+        }
+        refusals.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    /// One send of rtnetlink messages.
+    #[cfg(not(test))]
+    fn attempt(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Error> {
         let last = messages.len().saturating_sub(1);
         self.run(messages, last, None)
+    }
+
+    /// The same without what a test wants refused.
+    #[cfg(test)]
+    fn attempt(&mut self, messages: &mut Messages) -> Result<Vec<Refusal>, Error> {
+        let (mut refusals, mut sent) = (Vec::new(), Vec::new());
+        for index in 0..messages.len() {
+            let operation = messages.operation(index);
+            let Some(at) = self.refused.iter().position(|(name, _)| *name == operation) else {
+                sent.push(index);
+                continue;
+            };
+            let errno = self.refused.remove(at).1;
+            refusals.push(Refusal { index, operation, errno, text: String::new() });
+        }
+        let real = self.run(&mut messages.only(&sent), sent.len().saturating_sub(1), None)?;
+        let real =
+            real.into_iter().map(|refusal| Refusal { index: sent[refusal.index], ..refusal });
+        refusals.extend(real);
+        refusals.sort_by_key(|refusal| refusal.index);
+        Ok(refusals)
     }
 
     /// Sends an nf_tables batch (first message begin, last message end): all or nothing.
@@ -68,38 +123,37 @@ impl Channel {
         self.socket
             .make_room(batch.size_bytes())
             .map_err(|source| Error::Socket { operation: "enlarge send buffer", source })?;
-        self.run(batch, last, Some(0))
+        let refusals = self.run(batch, last, Some(0))?;
+        refusals.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
     /// `acknowledged`: message whose answer ends the wait. `fatal`: message whose error ends it,
-    /// because it stands for the whole batch.
+    /// because it stands for the whole batch. What was refused comes in the order of the messages.
     fn run(
         &mut self,
         messages: &mut Messages,
         acknowledged: usize,
         fatal: Option<usize>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Refusal>, Error> {
+        let mut refusals: Vec<Refusal> = Vec::new();
         if messages.is_empty() {
-            return Ok(());
+            return Ok(refusals);
         }
         let first = self.take_sequence(messages.len());
         let name = messages.operation(acknowledged);
         self.send(messages.stamp(first, acknowledged), name)?;
-        let mut refusal: Option<Refusal> = None;
         let mut buffer = [0; RECEIVE_BYTES];
         loop {
             let length = self.receive(&mut buffer, name)?;
             for message in wire::messages(&buffer[..length]) {
                 let Some(index) = position(first, messages.len(), &message) else { continue };
                 if let Some((errno, text)) = error_of(&message) {
-                    let earlier = refusal.as_ref().is_none_or(|known| index < known.index);
-                    if earlier {
-                        let operation = messages.operation(index);
-                        refusal = Some(Refusal { index, operation, errno, text });
-                    }
+                    let operation = messages.operation(index);
+                    refusals.push(Refusal { index, operation, errno, text });
                 }
-                if index == acknowledged || (Some(index) == fatal && refusal.is_some()) {
-                    return refusal.map_or(Ok(()), |refusal| Err(refusal.into()));
+                if index == acknowledged || (Some(index) == fatal && !refusals.is_empty()) {
+                    refusals.sort_by_key(|refusal| refusal.index);
+                    return Ok(refusals);
                 }
             }
         }
@@ -199,7 +253,17 @@ impl Channel {
     }
 
     fn send(&self, bytes: &[u8], operation: &'static str) -> Result<(), Error> {
-        self.socket.send(bytes).map_err(|source| Error::Socket { operation, source })
+        let no_room =
+            |err: &io::Error| is_errno(err, Errno::ENOBUFS) || is_errno(err, Errno::EAGAIN);
+        let mut result = self.socket.send(bytes);
+        for pause in RETRY_PAUSES {
+            if !result.as_ref().is_err_and(no_room) {
+                break;
+            }
+            sleep(pause);
+            result = self.socket.send(bytes);
+        }
+        result.map_err(|source| Error::Socket { operation, source })
     }
 
     fn receive(&self, buffer: &mut [u8], operation: &'static str) -> Result<usize, Error> {
@@ -208,6 +272,13 @@ impl Channel {
             _ => Error::Socket { operation, source },
         })
     }
+}
+
+/// The same message may be carried out a moment later. An index that is in use is "busy", too, and
+/// stays so: whoever creates something takes another one.
+fn is_passing(refusal: &Refusal, messages: &Messages) -> bool {
+    let taken = refusal.errno == Errno::EBUSY && messages.is_exclusive(refusal.index);
+    refusal.is_transient() && !taken
 }
 
 /// Which message of a send is answered, if any.
@@ -242,7 +313,11 @@ fn extended_text(message: &Message<'_>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::naming::LinkName;
+    use super::super::rtnl::{self, NewBridge};
     use super::*;
+    use crate::sys::mount::isolate;
+    use crate::sys::thread::spawn_sized;
 
     fn error_message(flags: u16, code: i32, echoed: &[u8], tail: &[u8]) -> Vec<u8> {
         let body = [&code.to_ne_bytes(), echoed, tail].concat();
@@ -275,6 +350,59 @@ mod tests {
         header[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
         check(error_message(0x200, -22, &header, tlv), Some((Errno::EINVAL, "")));
         check(error_message(0, i32::MIN, &header, &[]), Some((Errno::UnknownErrno, "")));
+    }
+
+    /// Messages that the kernel cannot carry out at the moment are sent again, and only those.
+    #[test]
+    fn what_passes_is_tried_again() {
+        let thread = spawn_sized("channel-test", 512 * 1024, || {
+            if isolate().is_err() {
+                println!("SKIP what_passes_is_tried_again: needs CAP_NET_ADMIN");
+                return;
+            }
+            let mut channel = Channel::open(Family::Route).unwrap();
+            let (create, alias, mtu) = ("create bridge", "set alias", "set MTU");
+            let mut make = |index: u32, refused: &[(&'static str, Errno)]| {
+                let name = &LinkName::try_from(format!("br{index}").as_str()).unwrap();
+                let mut messages = Messages::new();
+                let bridge = NewBridge { index, name, mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+                rtnl::new_bridge(&mut messages, &bridge);
+                rtnl::set_alias(&mut messages, index, "mine");
+                rtnl::set_mtu(&mut messages, index, 1400);
+                channel.refused = refused.to_vec();
+                let result = channel.execute(&mut messages);
+                let left = std::mem::take(&mut channel.refused).len();
+                let links = rtnl::links(&mut channel).unwrap();
+                let made = links.into_iter().find(|link| link.index == index);
+                let made = made.map(|link| (link.alias, link.mtu));
+                (result.map_err(|err| err.to_string()), left, made)
+            };
+            let all = Some(("mine".to_owned(), 1400));
+            assert_eq!(make(10, &[]), (Ok(()), 0, all.clone()));
+            // What followed failed only because the first one did.
+            let once = [(create, Errno::ENOBUFS)];
+            assert_eq!(make(11, &once), (Ok(()), 0, all.clone()));
+            // Different ones, the last of them three times.
+            let some = [
+                (alias, Errno::EBUSY),
+                (mtu, Errno::EAGAIN),
+                (mtu, Errno::ENOBUFS),
+                (mtu, Errno::EBUSY),
+            ];
+            assert_eq!(make(12, &some), (Ok(()), 0, all.clone()));
+            // No more than that.
+            let often = [(mtu, Errno::EBUSY); 5];
+            let (result, left, made) = make(13, &often);
+            assert_eq!(result, Err("cannot set MTU: EBUSY: Device or resource busy".to_owned()));
+            assert_eq!((left, made), (1, Some(("mine".to_owned(), 1500))));
+            // An index that is taken, and what does not pass, is no reason to wait.
+            assert_eq!(make(14, &[(create, Errno::EBUSY); 2]).1, 1);
+            assert_eq!(make(15, &[(alias, Errno::EPERM); 2]).1, 1);
+            let (result, _, made) = make(10, &[]);
+            assert!(result.unwrap_err().starts_with("cannot create bridge: E"));
+            assert_eq!(made, all);
+        });
+        thread.unwrap().join().unwrap();
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Domain {
     fn read_traffic(&mut self, now: Duration) -> Result<(), Error> {
         // A failure is not repeated at once.
         self.counted_at = now;
-        if self.ledger.advance(wall_ms(), now) {
+        if self.ledger.advance(self.wall_ms(), now) {
             info!("a new traffic period begins");
             self.reset_due = true;
         }
@@ -105,6 +105,16 @@ impl Domain {
         self.firewall.read_counters()?;
         self.note_traffic(now);
         Ok(())
+    }
+
+    #[cfg(not(test))]
+    fn wall_ms(&self) -> i64 {
+        wall_ms()
+    }
+
+    #[cfg(test)]
+    fn wall_ms(&self) -> i64 {
+        wall_ms() + self.ahead_ms.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn note_traffic(&mut self, now: Duration) {

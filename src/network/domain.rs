@@ -31,6 +31,7 @@ use super::traffic::{Ledger, Owner};
 use super::wire::Messages;
 use crate::model::event::Event;
 use crate::model::id::{InstanceId, NetworkId};
+use crate::model::store::NetworkLinks;
 use crate::sys::netlink::Family;
 use crate::sys::netns::{self, HostNs};
 use crate::sys::time::monotonic;
@@ -64,7 +65,11 @@ pub(super) struct Domain {
     /// News for core.
     pub(super) outbox: Vec<Event>,
     pub(super) networks: BTreeMap<NetworkId, Bridged>,
+    /// Networks that the CM lists with nonsense, and what it is.
+    pub(super) refused: BTreeMap<NetworkId, String>,
     pub(super) instances: BTreeMap<InstanceId, Attached>,
+    /// Interfaces of networks under names of an earlier service manager.
+    pub(super) stored_links: BTreeMap<NetworkId, NetworkLinks>,
     pub(super) left: Left,
     pub(super) peer_index: Index,
     pub(super) ipv6: bool,
@@ -75,6 +80,9 @@ pub(super) struct Domain {
     /// A test wants to see what happens without some features.
     #[cfg(test)]
     pub(super) pretended: Option<NetCaps>,
+    /// How far the wall clock of a test is ahead, in milliseconds.
+    #[cfg(test)]
+    pub(super) ahead_ms: std::sync::Arc<std::sync::atomic::AtomicI64>,
     next_index: Index,
     /// Cut off links that the kernel is about to delete.
     fading: Vec<(Index, Duration)>,
@@ -183,7 +191,9 @@ impl Domain {
             outbox: Vec::new(),
             settings,
             networks: BTreeMap::new(),
+            refused: BTreeMap::new(),
             instances: BTreeMap::new(),
+            stored_links: BTreeMap::new(),
             left: Left::default(),
             peer_index: PEER_INDEX,
             ipv6: std::path::Path::new("/proc/sys/net/ipv6").exists(),
@@ -192,6 +202,8 @@ impl Domain {
             said: BTreeSet::new(),
             #[cfg(test)]
             pretended: None,
+            #[cfg(test)]
+            ahead_ms: Default::default(),
             next_index: FIRST_INDEX,
             fading: Vec::new(),
             ending: Ending::default(),

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::nft::NEW_LIMIT;
 use super::shaping::LIMIT_SPEED;
 use crate::model::failure::Failure;
-use crate::model::id::InstanceId;
+use crate::model::id::{InstanceId, NetworkId};
 
 /// Why a network operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,8 @@ pub enum Error {
     Invalid { field: &'static str, value: String, reason: &'static str },
     #[error("subnet {subnet} overlaps {other}")]
     Overlap { subnet: String, other: String },
+    #[error("network {id} is not usable: {reason}")]
+    RefusedNetwork { id: NetworkId, reason: String },
     #[error("address {address} is used by instance {owner}")]
     AddressInUse { address: Ipv4Addr, owner: InstanceId },
     #[error("hostname {0} already exists")]

@@ -7,13 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use log::{debug, warn};
 use nix::errno::Errno;
 
 use super::accounting::{self, Gauge, Limits, Meter};
-use super::channel::Channel;
+use super::channel::{Channel, RETRY_PAUSES};
 use super::conntrack;
 use super::domain::chain;
 use super::error::{Error, Refusal};
@@ -28,9 +27,6 @@ use crate::sys::netlink::Family;
 
 /// Keys of one message: 256 keys of 32 bytes stay below the 64 KiB of an attribute.
 const KEYS_PER_MESSAGE: usize = 256;
-/// Pauses before a commit that collided with another one is repeated.
-const RETRY_PAUSES: [Duration; 3] =
-    [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(25)];
 /// How often a list is read that shows something new each time.
 const MAX_LISTS: u32 = 8;
 /// Types of our objects.

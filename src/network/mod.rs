@@ -61,6 +61,7 @@ use crate::model::desired::NetworkParams;
 use crate::model::event::Event;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
+use crate::model::store::NetworkLinks;
 use crate::model::traffic::{Traffic, TrafficRow};
 use crate::ports::{Network, NetworkPlan, TrafficSource};
 use crate::sys;
@@ -267,10 +268,29 @@ impl NetThread {
         self.domain.ledger.restore(rows, known);
     }
 
+    /// Names of interfaces that an earlier service manager has left, by its database: they are taken
+    /// over, or go, as if they were ours.
+    pub fn recognise(&mut self, links: Vec<NetworkLinks>) {
+        let named = links.into_iter().map(|links| (links.network.clone(), links));
+        self.domain.stored_links = named.collect();
+    }
+
     /// Looks as if the kernel had no more than this.
     #[cfg(test)]
     fn pretend(&mut self, caps: Option<caps::NetCaps>) {
         self.domain.pretended = caps;
+    }
+
+    /// The kernel cannot carry out these operations on links of the host, once each.
+    #[cfg(test)]
+    fn refuse(&mut self, operations: &[(&'static str, nix::errno::Errno)]) {
+        self.domain.links.refused = operations.to_vec();
+    }
+
+    /// The wall clock of the thread.
+    #[cfg(test)]
+    fn follow(&mut self, ahead_ms: Arc<std::sync::atomic::AtomicI64>) {
+        self.domain.ahead_ms = ahead_ms;
     }
 
     /// Serves until `Stop` or until the last handle is gone. Executed on the thread `net`.

@@ -285,7 +285,7 @@ impl Domain {
             let standing = match self.raise_network(&id) {
                 Ok(standing) => standing,
                 Err(err) => {
-                    error!("cannot set up network network={id} err={}", chain(&err));
+                    warn!("cannot set up network network={id} err={}", chain(&err));
                     if let Some(network) = self.networks.get_mut(&id) {
                         network.put_off(now);
                     }

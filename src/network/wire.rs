@@ -61,6 +61,26 @@ impl Messages {
         self.parts.get(index).map_or("netlink request", |(_, operation)| operation)
     }
 
+    /// Fails if what it is about exists: it creates.
+    pub(super) fn is_exclusive(&self, index: usize) -> bool {
+        const EXCLUSIVE: u16 = 0x200;
+        let start = self.parts.get(index).map(|(start, _)| *start);
+        let flags = start.and_then(|start| read_u16(&self.buffer, start + 6));
+        flags.is_some_and(|flags| flags & EXCLUSIVE != 0)
+    }
+
+    /// Copies of some of the messages, in their order.
+    pub(super) fn only(&self, indices: &[usize]) -> Self {
+        let mut some = Self::new();
+        for (start, operation) in indices.iter().filter_map(|index| self.parts.get(*index)) {
+            let length = read_u32(&self.buffer, *start).and_then(|n| usize::try_from(n).ok());
+            let end = start + length.unwrap_or(0).next_multiple_of(4);
+            some.parts.push((some.buffer.len(), operation));
+            some.buffer.extend_from_slice(&self.buffer[*start..end]);
+        }
+        some
+    }
+
     /// Numbers the messages from `first` on, lets message `acknowledged` be confirmed, and returns
     /// the bytes.
     pub(super) fn stamp(&mut self, first: u32, acknowledged: usize) -> &[u8] {

@@ -20,7 +20,7 @@ use crate::model::id::{
 use crate::model::job::Package;
 use crate::model::service::{InstalledLayer, InstalledService};
 use crate::model::status::chain;
-use crate::model::store::{Snapshot, StoredInstance, Wanted};
+use crate::model::store::{NetworkLinks, Snapshot, StoredInstance, Wanted};
 use crate::model::traffic::TrafficRow;
 
 /// Kinds of wanted packages.
@@ -58,6 +58,7 @@ pub(super) fn read_all(db: &Connection) -> Result<Snapshot, Error> {
         instances: read_table(db, "instances", instance)?,
         leaving: read_meta(db, META_LEAVING, json::read_leaving)?.unwrap_or_default(),
         networks: read_table(db, "networks", network)?,
+        network_links: read_links(db)?,
         traffic: read_table(db, "traffic", traffic)?,
         alert_position: read_meta(db, META_JOURNAL_CURSOR, |text| Ok(text.into()))?,
     })
@@ -190,6 +191,19 @@ fn network(row: &Row<'_>) -> Result<NetworkParams, Unreadable> {
         ip: row.get("ip")?,
         vlan_id: bits(row, "vlan_id")?,
     })
+}
+
+/// Those of networks that have some.
+fn read_links(db: &Connection) -> Result<Vec<NetworkLinks>, Error> {
+    let mut links = read_table(db, "networks", |row| {
+        Ok(NetworkLinks {
+            network: NetworkId::new(&row.get::<_, Box<str>>("id")?),
+            vlan: row.get("vlan_interface")?,
+            bridge: row.get("bridge_interface")?,
+        })
+    })?;
+    links.retain(|links| !links.vlan.is_empty() || !links.bridge.is_empty());
+    Ok(links)
 }
 
 fn traffic(row: &Row<'_>) -> Result<TrafficRow, Unreadable> {

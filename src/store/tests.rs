@@ -13,7 +13,7 @@ use crate::model::id::*;
 use crate::model::job::Package;
 use crate::model::node::{NodeInfo, Partition};
 use crate::model::service::{InstalledLayer, InstalledService};
-use crate::model::store::{Offline, StoredInstance, Wanted};
+use crate::model::store::{NetworkLinks, Offline, StoredInstance, Wanted};
 use crate::model::traffic::TrafficRow;
 
 struct Place {
@@ -184,6 +184,7 @@ fn filled() -> (Vec<Change>, Snapshot) {
         instances: vec![instance("id0", 0), instance("id1", u64::MAX)],
         leaving: vec![(InstanceId::new("id9"), instance("id9", u64::MAX).instance.ident)],
         networks: vec![network("n0", 0), network("n1", u64::MAX)],
+        network_links: Vec::new(),
         traffic: vec![counter("AOS_SYSTEM_IN", 7), counter("AOS_SYSTEM_OUT", u64::MAX)],
         alert_position: Some("s=1;i=2".into()),
     };
@@ -281,11 +282,9 @@ fn networks_that_stay_keep_their_interfaces() {
     store.apply(&[Change::SetNetworks(vec![network("n0", 1)])]).unwrap();
     store.db.execute("UPDATE networks SET bridge_interface = 'br-x'", []).unwrap();
     store.apply(&[Change::SetNetworks(vec![network("n0", 2), network("n1", 1)])]).unwrap();
-    let name: String = store
-        .db
-        .query_row("SELECT bridge_interface FROM networks WHERE id = 'n0'", [], |r| r.get(0))
-        .unwrap();
-    assert_eq!(name, "br-x");
+    drop(store);
+    let (network, vlan, bridge) = (NetworkId::new("n0"), String::new(), "br-x".to_owned());
+    assert_eq!(reopened(&place.path).network_links, [NetworkLinks { network, vlan, bridge }]);
 }
 
 #[test]

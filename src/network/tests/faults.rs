@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use super::super::caps::NetCaps;
 use super::super::rules::Set;
 use super::super::{NetworkSettings, rtnl};
-use super::rig::{Rig, on_a_host, with_caps, with_settings, without_nf_tables};
+use super::rig::{Rig, on_a_host, with_caps, with_refusals, with_settings, without_nf_tables};
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
+use crate::model::store::NetworkLinks;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::netlink::{Family, Netlink};
 use crate::sys::testing::wait_until;
@@ -67,6 +69,17 @@ fn bad_networks_do_not_stop_good_ones() {
         assert_eq!(ids, ["bad", "overlap", "route"]);
         assert!(failed[2].1.message.contains("203.0.113.0/24 on uplink0"), "{}", failed[2].1);
         rig.wait_for_links(&["br-net1"]);
+        // What is in such a network fails for the same reason; nobody makes one up.
+        for (network, expect) in [
+            ("bad", "network bad is not usable: network parameter subnet"),
+            ("overlap", "network overlap is not usable: subnet 172.17.128.0/17 overlaps"),
+            ("route", "subnet 203.0.0.0/16 overlaps"),
+        ] {
+            let subnet = if network == "route" { "203.0.0.0/16" } else { "172.31.0.0/16" };
+            let ip = if network == "route" { "203.0.0.2" } else { "172.31.0.2" };
+            refused(rig, &rig.plan(network, subnet, ip, 9), expect);
+        }
+        assert!(rig.namespaces().is_empty());
         // Also the host keeps its route.
         assert!(rig.node().reaches(&rig.outside(), super::rig::OUTSIDE).is_ok());
         // An entry that became wrong does not tear down what stands.
@@ -117,6 +130,36 @@ fn foreign_links_are_not_touched() {
     });
 }
 
+/// Whoever chose the name of a bridge at random has left it in the database.
+#[test]
+fn the_bridge_of_the_database_is_taken_over() {
+    on_a_host("faults_stored_bridge", |rig: &mut Rig| {
+        let name = "br-00c0ffee";
+        rig.add_bridge(5000, name, "", Some([172, 17, 0, 1].into()));
+        let failed = rig.update(&[NET1]);
+        assert!(failed[0].1.message.contains("172.17.0.0/16 on br-00c0ffee"), "{failed:?}");
+        let (network, vlan) = (NetworkId::new("net1"), String::new());
+        rig.stored_links = vec![NetworkLinks { network, vlan, bridge: name.to_owned() }];
+        rig.restart();
+        assert!(rig.update(&[NET1]).is_empty());
+        let links = rig.links();
+        assert_eq!((links[0].index, links[0].alias.as_str()), (5000, "aos:net:net1"));
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&plan).unwrap();
+        assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+        rig.net.detach(&plan.id).unwrap();
+        rig.update(&[]);
+        rig.wait_for_links(&[]);
+        // After a restart of the node it has the same name again, unless somebody else has it.
+        rig.update(&[NET1]);
+        rig.wait_for_links(&[name]);
+        rig.update(&[]);
+        rig.add_bridge(5001, name, "somebody else's", None);
+        rig.update(&[NET1]);
+        rig.wait_for_links(&[name, "br-net1"]);
+    });
+}
+
 #[test]
 fn a_deleted_bridge_is_made_again() {
     on_a_host("faults_deleted_bridge", |rig: &mut Rig| {
@@ -126,6 +169,43 @@ fn a_deleted_bridge_is_made_again() {
         let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
         rig.net.attach(&plan).unwrap();
         assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+    });
+}
+
+/// What it could do a moment later fails nothing.
+#[test]
+fn a_busy_kernel_is_asked_again() {
+    const BUSY: &[(&str, Errno)] = &[
+        ("create bridge", Errno::ENOBUFS),
+        ("set alias", Errno::EBUSY),
+        ("add address", Errno::EAGAIN),
+        ("create veth", Errno::ENOBUFS),
+        ("create veth", Errno::EAGAIN),
+        ("create veth", Errno::ENOBUFS),
+        ("set hairpin", Errno::EBUSY),
+        ("cut off link", Errno::EBUSY),
+        ("delete link", Errno::EBUSY),
+    ];
+    with_refusals("faults_busy", NetworkSettings::default(), None, BUSY, |rig: &mut Rig| {
+        assert!(rig.update(&[NET1]).is_empty());
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&plan).unwrap();
+        assert!(rig.instance(&plan).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+        rig.net.detach(&plan.id).unwrap();
+        rig.update(&[]);
+        rig.wait_for_links(&[]);
+    });
+    // Not for ever: the reason is told, and nothing is left.
+    const STUCK: &[(&str, Errno)] = &[("create veth", Errno::ENOBUFS); 8];
+    with_refusals("faults_stuck", NetworkSettings::default(), None, STUCK, |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        // After a look at the bridge everything is tried once more.
+        refused(rig, &plan, "cannot create veth: ENOBUFS");
+        assert!(rig.namespaces().is_empty());
+        rig.wait_for_links(&["br-net1"]);
+        rig.net.attach(&plan).unwrap();
+        rig.net.detach(&plan.id).unwrap();
     });
 }
 

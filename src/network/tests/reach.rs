@@ -304,6 +304,9 @@ fn there_is_no_ipv6_between_networks() {
         let names: Vec<&str> =
             list.lines().filter_map(|line| line.split(' ').next_back()).collect();
         assert_eq!(names, ["lo"], "{list}");
+        // Neither does it take what a router announces.
+        let switch = "/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
+        assert_eq!(rig.instance(&a).file(switch).unwrap(), "1\n");
         let conf =
             |key: &str| rig.node().file(&format!("/proc/sys/net/ipv6/conf/br-net1/{key}")).unwrap();
         assert_eq!(conf("accept_ra"), "0\n");
@@ -316,6 +319,7 @@ fn there_is_no_ipv6_between_networks() {
         for (plan, bridge, net) in [(&a, "br-net1", "fd00:1::"), (&b, "br-net2", "fd00:2::")] {
             ip(&rig.node(), &format!("-6 addr add {net}1/64 dev {bridge} nodad"));
             let inside = rig.instance(plan);
+            inside.writes(switch, "0").unwrap();
             ip(&inside, &format!("-6 addr add {net}2/64 dev eth0 nodad"));
             ip(&inside, &format!("-6 route add default via {net}1"));
         }

@@ -7,10 +7,13 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
+use nix::errno::Errno;
 
 use super::super::caps::NetCaps;
 use super::super::channel::Channel;
@@ -23,6 +26,7 @@ use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
 use crate::model::service::Quotas;
 use crate::model::status::{Alert, AlertPayload};
+use crate::model::store::NetworkLinks;
 use crate::model::traffic::TrafficRow;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::mount::{isolate, tmpfs};
@@ -53,6 +57,10 @@ pub(super) struct Rig {
     gone: RefCell<Vec<Box<str>>>,
     alerts: RefCell<Vec<String>>,
     caps: Option<NetCaps>,
+    /// How far the wall clock of the thread is ahead, in milliseconds.
+    ahead_ms: Arc<AtomicI64>,
+    /// What a database would hold of an earlier service manager.
+    pub(super) stored_links: Vec<NetworkLinks>,
     thread: Option<JoinHandle<()>>,
     etc: tempfile::TempDir,
     settings: NetworkSettings,
@@ -75,6 +83,17 @@ pub(super) fn with_caps(
     caps: Option<NetCaps>,
     body: fn(&mut Rig),
 ) {
+    with_refusals(test, settings, caps, &[], body);
+}
+
+/// On a kernel that has no more than this, and that cannot carry out these operations at first.
+pub(super) fn with_refusals(
+    test: &'static str,
+    settings: NetworkSettings,
+    caps: Option<NetCaps>,
+    refusals: &'static [(&'static str, Errno)],
+    body: fn(&mut Rig),
+) {
     let thread = spawn_sized("net-test", 1024 * 1024, move || {
         if isolate().and_then(|()| tmpfs(Path::new("/run"), None, 0o755)).is_err() {
             println!("SKIP {test}: needs CAP_NET_ADMIN and CAP_SYS_ADMIN");
@@ -84,7 +103,7 @@ pub(super) fn with_caps(
             println!("SKIP {test}: kernel lacks nf_tables for inet");
             return;
         }
-        let mut rig = Rig::new(settings, caps);
+        let mut rig = Rig::new(settings, caps, refusals);
         body(&mut rig);
         rig.stop();
     });
@@ -102,7 +121,7 @@ pub(super) fn without_nf_tables(test: &'static str, body: fn(&mut Rig)) {
             println!("SKIP {test}: kernel has nf_tables for inet");
             return;
         }
-        let mut rig = Rig::new(NetworkSettings::default(), None);
+        let mut rig = Rig::new(NetworkSettings::default(), None, &[]);
         body(&mut rig);
         rig.stop();
     });
@@ -118,13 +137,21 @@ fn has_nf_tables() -> bool {
 }
 
 impl Rig {
-    fn new(settings: NetworkSettings, caps: Option<NetCaps>) -> Self {
+    fn new(
+        settings: NetworkSettings,
+        caps: Option<NetCaps>,
+        refusals: &[(&'static str, Errno)],
+    ) -> Self {
         let mut channel = Channel::open(Family::Route).unwrap();
         let mut messages = Messages::new();
         rtnl::set_up(&mut messages, rtnl::LOOPBACK_INDEX);
         channel.execute(&mut messages).unwrap();
-        let (net, events, thread) = start(settings.clone(), caps, vec![], &[]);
+        let ahead_ms = Arc::default();
+        let (net, events, thread) =
+            start(settings.clone(), caps, refusals, &ahead_ms, vec![], vec![], &[]);
         Self {
+            ahead_ms,
+            stored_links: Vec::new(),
             rows: RefCell::default(),
             gone: RefCell::default(),
             alerts: RefCell::default(),
@@ -157,7 +184,15 @@ impl Rig {
         self.take_rows();
         let known: Vec<InstanceId> = known.iter().map(|plan| plan.id.clone()).collect();
         *self.rows.borrow_mut() = rows.iter().map(|row| (row.chain.clone(), row.clone())).collect();
-        let (net, events, thread) = start(self.settings.clone(), self.caps, rows, &known);
+        let (net, events, thread) = start(
+            self.settings.clone(),
+            self.caps,
+            &[],
+            &self.ahead_ms,
+            self.stored_links.clone(),
+            rows,
+            &known,
+        );
         (self.net, self.events, self.thread) = (net, events, Some(thread));
         // The first answer comes when the rules have been made anew.
         self.net.survey();
@@ -181,6 +216,11 @@ impl Rig {
         while let Ok(event) = self.events.try_recv() {
             self.note(event);
         }
+    }
+
+    /// It is this time for the daemon from now on.
+    pub(super) fn set_clock(&self, wall_ms: i64) {
+        self.ahead_ms.store(wall_ms - crate::sys::time::wall_ms(), Ordering::Relaxed);
     }
 
     /// What the database would hold now.
@@ -455,12 +495,18 @@ impl Rig {
 fn start(
     settings: NetworkSettings,
     caps: Option<NetCaps>,
+    refusals: &[(&'static str, Errno)],
+    ahead_ms: &Arc<AtomicI64>,
+    links: Vec<NetworkLinks>,
     rows: Vec<TrafficRow>,
     known: &[InstanceId],
 ) -> (NetHandle, Receiver<Event>, JoinHandle<()>) {
     let (mut thread, net) = NetThread::new(settings).unwrap();
     thread.restore(rows, known);
+    thread.recognise(links);
     thread.pretend(caps);
+    thread.refuse(refusals);
+    thread.follow(ahead_ms.clone());
     let (sender, events) = bounded(1024);
     let thread = spawn_sized("net", 256 * 1024, move || {
         // True in every test: no program is ever run for networks.

@@ -8,6 +8,7 @@ use super::super::{NetworkSettings, TrafficPeriod};
 use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_settings};
 use crate::model::traffic::{Traffic, TrafficRow, Volume};
 use crate::ports::{Network, NetworkPlan, TrafficSource};
+use crate::sys::testing::wait_until;
 use crate::sys::thread::spawn;
 use crate::sys::time::wall_ms;
 
@@ -20,6 +21,7 @@ const HEADERS: f64 = 1.1;
 /// Two segments of a connection that is aggregated on its way.
 const SEGMENTS: u64 = 2 * 65_536;
 const HOUR_MS: i64 = 3_600_000;
+const MINUTE_MS: i64 = 60_000;
 
 fn one(rig: &Rig) -> NetworkPlan {
     rig.plan("net1", NET1.1, "172.17.0.2", 0)
@@ -195,6 +197,41 @@ fn a_new_period_opens_what_a_limit_has_closed() {
         let rows = rig.rows();
         let node = rows.iter().filter(|row| row.chain.starts_with("AOS_SYSTEM"));
         assert_eq!(node.filter(|row| row.time_ms > wall_ms() - HOUR_MS).count(), 2, "{rows:?}");
+    });
+}
+
+#[test]
+fn a_limit_opens_again_while_the_daemon_runs() {
+    let settings = NetworkSettings { traffic_period: TrafficPeriod::Hour, ..Default::default() };
+    with_settings("traffic_period_runs", settings, |rig: &mut Rig| {
+        let limit = 100_000;
+        let hour = wall_ms() + 2 * HOUR_MS - wall_ms().rem_euclid(HOUR_MS);
+        rig.add_outside();
+        rig.update(&[NET1]);
+        rig.set_clock(hour + MINUTE_MS);
+        assert_eq!(all(rig).instances.len(), 0);
+        let mut a = one(rig);
+        a.quotas.download_bytes = Some(limit);
+        rig.net.attach(&a).unwrap();
+        let received = download(rig, &a, 400 * KIB);
+        assert!(received < 100_000, "{received}");
+        stays_below(rig, &a, limit);
+        // The same hour, also if somebody sets the clock back.
+        for passed in [HOUR_MS - MINUTE_MS, -MINUTE_MS] {
+            rig.set_clock(hour + passed);
+            stays_below(rig, &a, limit);
+        }
+        // Its end is noticed without a question.
+        rig.set_clock(hour + HOUR_MS - 300);
+        counted(rig, &a);
+        wait_until("an open limit", || rig.try_connect(&a).is_some());
+        assert_eq!(download(rig, &a, 50 * KIB), 50 * KIB);
+        // The new hour has the same limit.
+        let received = download(rig, &a, 400 * KIB);
+        assert!(received < 100_000, "{received}");
+        stays_below(rig, &a, limit);
+        let rows = rig.stored_rows(|rows| rows.iter().any(|row| row.time_ms >= hour + HOUR_MS));
+        assert!(rows.iter().all(|row| row.bytes <= limit), "{rows:?}");
     });
 }
 

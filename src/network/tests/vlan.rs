@@ -9,6 +9,7 @@ use super::super::rtnl::{self, Index, Link, LinkAddress, NewVlan};
 use super::rig::{Rig, UPLINK_INDEX, with_settings};
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
+use crate::model::store::NetworkLinks;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::testing::wait_until;
 
@@ -149,6 +150,36 @@ fn the_vlan_of_the_reference_is_taken_over() {
         let plan = attached(rig);
         add_far(rig, 10, 300);
         assert_reached(rig, &plan);
+    });
+}
+
+/// The reference ended before its VLAN was in its bridge; the database has the name.
+#[test]
+fn the_vlan_of_the_database_is_taken_over() {
+    on_a_host("vlan_stored", |rig: &mut Rig| {
+        if skips(rig, "vlan_stored") {
+            return;
+        }
+        rig.add_outside();
+        let name = &LinkName::try_from("vlan-00c0ffee").unwrap();
+        let vlan = NewVlan { index: 5001, name, parent: UPLINK_INDEX, bridge: 0, vlan_id: 300 };
+        rig.node().changes(|messages| rtnl::new_vlan(messages, &vlan)).unwrap();
+        rig.stored_links = vec![NetworkLinks {
+            network: NetworkId::new("net1"),
+            vlan: name.to_string(),
+            bridge: String::new(),
+        }];
+        rig.restart();
+        update(rig, 300);
+        let [left] = &vlans(rig)[..] else { panic!("{:?}", rig.links()) };
+        assert_eq!((left.index, left.alias.as_str()), (5001, "aos:net:net1"));
+        let plan = attached(rig);
+        add_far(rig, 10, 300);
+        assert_reached(rig, &plan);
+        // The next one has the same name, whatever its id.
+        update(rig, 301);
+        let [next] = &vlans(rig)[..] else { panic!("{:?}", rig.links()) };
+        assert_eq!((next.vlan_id, next.name.as_str()), (301, "vlan-00c0ffee"));
     });
 }
 

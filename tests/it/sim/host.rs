@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use aos_servicemanager::model::event::{Event, Exit};
 use aos_servicemanager::model::failure::Failure;
-use aos_servicemanager::model::id::{InstanceId, PackageKey};
+use aos_servicemanager::model::id::{InstanceId, NetworkId, PackageKey};
 use aos_servicemanager::model::job::{
     InstallPlan, Installed, Keep, Package, Record, Row, StartPlan, Started, Verified,
 };
@@ -53,6 +53,7 @@ struct Inner {
     pub installs: Vec<String>,
     unkillable: BTreeSet<InstanceId>,
     fail_starts: bool,
+    bad_networks: BTreeMap<NetworkId, String>,
     /// Images that the disk has room for.
     capacity: Option<usize>,
     /// Containers that end as soon as they are started.
@@ -143,6 +144,18 @@ impl Host {
 
     pub fn fail_starts(&self, fail: bool) {
         self.lock().fail_starts = fail;
+    }
+
+    /// From now on just these networks cannot be set up, for these reasons.
+    pub fn break_networks(&self, bad: &[(&str, &str)]) {
+        let bad = bad.iter().map(|(id, reason)| (NetworkId::new(id), (*reason).to_owned()));
+        self.lock().bad_networks = bad.collect();
+    }
+
+    pub fn bad_networks(&self) -> Vec<(NetworkId, Failure)> {
+        let inner = self.lock();
+        let bad = inner.bad_networks.iter();
+        bad.map(|(id, reason)| (id.clone(), Failure::text(reason.clone()))).collect()
     }
 
     /// The daemon dies in its `calls`th port call from now.
@@ -431,6 +444,9 @@ impl Network for Host {
     fn attach(&self, plan: &NetworkPlan) -> Result<(), Failure> {
         let mut inner = self.lock();
         inner.call("attach")?;
+        if let Some(reason) = inner.bad_networks.get(&plan.network_id) {
+            return Err(Failure::text(reason.clone()));
+        }
         inner.attached += 1;
         let ip = plan.params.ip.clone();
         let taken = |other: &String| !ip.is_empty() && *other == ip;

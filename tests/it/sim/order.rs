@@ -6,8 +6,10 @@ use std::time::Duration;
 use aos_servicemanager::model::command::CmCommand;
 use aos_servicemanager::model::desired::RunRequest;
 use aos_servicemanager::model::event::{Event, Exit};
+use aos_servicemanager::model::id::NetworkId;
 use aos_servicemanager::model::node::{Device, NodeConfig};
 use aos_servicemanager::model::service::ServiceDevice;
+use aos_servicemanager::model::status::{AlertPayload, CmReport};
 
 use super::unit::{Unit, request};
 
@@ -50,6 +52,55 @@ fn nothing_starts_before_the_networks_are_there() {
     unit.net_up = true;
     unit.settle();
     assert_eq!(unit.full_status()["a"], "active 1");
+}
+
+/// Texts of the alerts since the last look.
+fn alerts(unit: &mut Unit) -> Vec<String> {
+    let new = unit.reports.drain(..).filter_map(|report| match report {
+        CmReport::Alert(alert) => Some(alert.payload),
+        _ => None,
+    });
+    let text = |alert| match alert {
+        AlertPayload::Core { message, .. } => message,
+        other => panic!("{other:?}"),
+    };
+    new.map(text).collect()
+}
+
+#[test]
+fn a_network_that_cannot_be_set_up_is_told_once_and_fails_its_instances() {
+    let mut unit = Unit::started(3);
+    let mut wanted = request(&[("a", "1"), ("b", "1")]);
+    wanted.services[0].provider_id = NetworkId::new("bad");
+    let told = "cannot set up network bad: subnet overlaps";
+    unit.host.break_networks(&[("bad", "subnet overlaps")]);
+    // The CM sends the set before each request; of two that wait the last one counts.
+    for expect in [&[told][..], &[]] {
+        unit.command(CmCommand::UpdateNetworks(Vec::new()));
+        unit.command(CmCommand::UpdateNetworks(Vec::new()));
+        unit.run(wanted.clone());
+        unit.settle();
+        let status = unit.full_status();
+        assert_eq!(status["b"], "active 1");
+        assert!(status["a"].starts_with("failed 1 "), "{status:?}");
+        assert!(status["a"].ends_with(": subnet overlaps"), "{status:?}");
+        assert_eq!(alerts(&mut unit), expect);
+    }
+    // Another reason is news, and so is the same one after it had gone.
+    unit.host.break_networks(&[("bad", "address in use")]);
+    unit.command(CmCommand::UpdateNetworks(Vec::new()));
+    unit.settle();
+    assert_eq!(alerts(&mut unit), ["cannot set up network bad: address in use"]);
+    unit.host.break_networks(&[]);
+    unit.command(CmCommand::UpdateNetworks(Vec::new()));
+    unit.run(wanted.clone());
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active 1");
+    assert!(alerts(&mut unit).is_empty());
+    unit.host.break_networks(&[("bad", "subnet overlaps")]);
+    unit.command(CmCommand::UpdateNetworks(Vec::new()));
+    unit.settle();
+    assert_eq!(alerts(&mut unit), [told]);
 }
 
 #[test]

@@ -323,7 +323,7 @@ impl Unit {
             }
             2 => {
                 self.network_answers -= 1;
-                self.event(Event::NetworksUpdated { failed: Vec::new() });
+                self.event(Event::NetworksUpdated { failed: self.host.bad_networks() });
             }
             3 => self.iam_answer(),
             _ => {
