@@ -426,7 +426,14 @@ pub fn stop_instances(config: &Config) -> Result<(), Error> {
 }
 
 fn sweep(ports: &Ports) {
-    for found in jobs::adopt::survey(ports) {
+    let found = jobs::adopt::survey(ports);
+    let ids: Vec<_> = found.iter().map(|found| found.id.clone()).collect();
+    let unkillable = ports.runtime.kill(&ids);
+    for (id, failure) in &unkillable {
+        log::error!("cannot stop instance={id} err={failure}");
+    }
+    // Nothing is taken away below living processes.
+    for found in found.iter().filter(|found| !unkillable.contains_key(&found.id)) {
         log::info!("stop instance={}", found.id);
         let outcome = jobs::stop::stop(ports, &found.id, StopScope::Everything);
         for error in outcome.errors {

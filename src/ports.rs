@@ -5,6 +5,7 @@
 //! with operands and sources; at the port it becomes a `Failure`, because all that the callers can
 //! use is the whole text and whether trying again makes sense.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,9 @@ pub trait Runtime: Send + Sync {
     /// Takes over a running container after proving that it is the recorded one, and registers
     /// its pidfd. Never signals a process.
     fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure>;
-    /// Kills every process of the instance's control group and waits, bounded, until it is empty.
-    fn kill(&self, id: &InstanceId) -> Result<(), Failure>;
+    /// Kills every process in the control groups of these instances and waits, bounded and once for
+    /// all of them, until they are empty; those where that failed.
+    fn kill(&self, ids: &[InstanceId]) -> BTreeMap<InstanceId, Failure>;
     /// Removes the runtime's state and the control groups. Unknown id = success.
     fn delete(&self, id: &InstanceId) -> Result<(), Failure>;
     /// Ids of everything below our cgroup parent and in the runtime's state directory.

@@ -8,7 +8,7 @@ use crate::core::Effect;
 use crate::core::data::Data;
 use crate::core::instance::{Instance, Phase, Secret, Verdict};
 use crate::core::secrets::Leaving;
-use crate::core::state::{Orphan, State, Survey};
+use crate::core::state::{Orphan, State, Survey, Sweep};
 use crate::model::command::CmCommand;
 use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
@@ -279,6 +279,7 @@ impl State {
                 self.started(now, &id, result, unkillable);
             }
             JobDone::Stopped { id, scope, outcome } => self.stopped(now, &id, scope, outcome),
+            JobDone::Killed { failed } => self.swept(now, &failed),
             JobDone::Adopted { id, result } => self.adopted(now, &id, result),
             JobDone::Tidied { missing } => {
                 self.tidied = true;
@@ -312,8 +313,12 @@ impl State {
         self.exec_ended();
         self.survey = Survey::Done;
         self.stale_goals = true;
+        let mut lost = Vec::new();
         for Found { id, record } in found {
             let service = record.as_ref().map(Record::service);
+            if record.is_none() || !self.instances.contains_key(&id) {
+                lost.push(id.clone());
+            }
             let Some(instance) = self.instances.get_mut(&id) else {
                 let Some(record) = self.keep_nameless(&id, record) else { continue };
                 if let Some(record) = record.filter(|r| !r.secret_hash.is_empty())
@@ -329,6 +334,23 @@ impl State {
                 Some(record) => Phase::Found(Box::new(record)),
                 None => Phase::Grace(Duration::ZERO),
             };
+        }
+        if !lost.is_empty() {
+            self.sweep = Sweep::Due(lost);
+        }
+    }
+
+    /// What could not be killed together is not tried again one by one.
+    fn swept(&mut self, now: Now, failed: &[InstanceId]) {
+        self.exec_ended();
+        self.sweep = Sweep::Done;
+        for id in failed {
+            if let Some(instance) = self.instances.get_mut(id) {
+                instance.quarantine();
+            } else if let Some(orphan) = self.orphans.get_mut(id) {
+                orphan.failed_removals += 1;
+                orphan.after = now.mono + REMOVAL_PERIOD;
+            }
         }
     }
 

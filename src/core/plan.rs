@@ -10,7 +10,7 @@ use crate::core::data::Data;
 use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::limiter;
 use crate::core::package::{Image, Removal};
-use crate::core::state::{ONLINE_STORE_PERIOD, StartVerdict, State, Survey};
+use crate::core::state::{ONLINE_STORE_PERIOD, StartVerdict, State, Survey, Sweep};
 use crate::core::{Effect, MonitorTarget, stop_signal};
 use crate::model::id::{InstanceId, PackageKey, ServiceKey};
 use crate::model::job::{
@@ -265,6 +265,7 @@ impl State {
 
     fn plan_instances(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let order = self.by_priority();
+        self.plan_sweep(effects);
         for id in &order {
             self.plan_leaving(now, id, effects);
         }
@@ -294,8 +295,20 @@ impl State {
         }
     }
 
+    fn plan_sweep(&mut self, effects: &mut Vec<Effect>) {
+        if let Sweep::Due(ids) = &mut self.sweep
+            && self.exec_jobs < self.policy.max_exec_jobs
+            && !(self.stopping && self.policy.keep_instances_on_exit)
+        {
+            let ids = std::mem::take(ids);
+            self.sweep = Sweep::Running;
+            self.exec_jobs += 1;
+            effects.push(Effect::Exec(ExecJob::Kill(ids)));
+        }
+    }
+
     fn plan_orphans(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if self.leaves_all_running() {
+        if self.leaves_all_running() || self.sweep != Sweep::Done {
             return;
         }
         let mut next = None;
@@ -337,7 +350,9 @@ impl State {
             Phase::Running if unfit => self.begin_stop(now, id, effects),
             Phase::Running => self.plan_verdict(now, id),
             Phase::Grace(until) if now.mono < until => self.wake(until),
-            Phase::Grace(_) if room => self.stop_everything(id, effects),
+            Phase::Grace(_) if room && self.sweep == Sweep::Done => {
+                self.stop_everything(id, effects);
+            }
             Phase::Dead if room => {
                 let scope = if unfit { StopScope::Everything } else { StopScope::Container };
                 instance.phase = if unfit { Phase::Stopping } else { Phase::Cleaning };

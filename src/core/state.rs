@@ -122,6 +122,15 @@ pub struct Orphan {
     pub after: Duration,
 }
 
+/// The kill of everything that will be removed after a start.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Sweep {
+    Due(Vec<InstanceId>),
+    Running,
+    #[default]
+    Done,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub policy: Policy,
@@ -146,6 +155,9 @@ pub struct State {
     pub orphans: BTreeMap<InstanceId, Orphan>,
     /// Found on the host while the database is empty.
     pub nameless: Nameless,
+    /// What is left of an earlier life and cannot be kept: all of it is killed together, before one
+    /// after the other is removed.
+    pub sweep: Sweep,
     pub overrides: Overrides,
     pub alerts: AlertRing,
     /// Up to where alerts were made of log lines, if that is not stored yet.
@@ -249,6 +261,7 @@ impl State {
             rejected: Vec::new(),
             orphans: BTreeMap::new(),
             nameless,
+            sweep: Sweep::default(),
             overrides: Overrides::new(stored.env_overrides),
             alerts,
             alert_position: None,

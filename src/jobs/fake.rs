@@ -1,6 +1,6 @@
 //! Recording fakes of all ports for the tests of the scripts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -86,8 +86,12 @@ impl Runtime for Fake {
     fn adopt(&self, _: &InstanceId, record: &Record) -> Result<Started, Failure> {
         self.call("adopt").map(|()| Started { pid: record.pid })
     }
-    fn kill(&self, _: &InstanceId) -> Result<(), Failure> {
-        self.call("kill")
+    fn kill(&self, ids: &[InstanceId]) -> BTreeMap<InstanceId, Failure> {
+        let failure = self.call("kill").err();
+        failure
+            .into_iter()
+            .flat_map(|f| ids.iter().map(move |id| (id.clone(), f.clone())))
+            .collect()
     }
     fn delete(&self, _: &InstanceId) -> Result<(), Failure> {
         self.call("delete")

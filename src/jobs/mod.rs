@@ -139,6 +139,13 @@ pub fn exec(job: ExecJob, ports: &Ports) -> JobDone {
             let start::Outcome { result, unkillable } = start::start(ports, &plan);
             JobDone::Started { id: plan.id.clone(), result, unkillable }
         }
+        ExecJob::Kill(ids) => {
+            let failed = ports.runtime.kill(&ids);
+            for (id, failure) in &failed {
+                log::error!("cannot kill what is left instance={id} err={failure}");
+            }
+            JobDone::Killed { failed: failed.into_keys().collect() }
+        }
         ExecJob::Stop(plan) => {
             let outcome = stop::stop(ports, &plan.id, plan.scope);
             JobDone::Stopped { id: plan.id, scope: plan.scope, outcome }
@@ -215,6 +222,7 @@ mod tests {
             JobDone::Stopped { scope, outcome, .. } => {
                 format!("stopped {scope:?} {}", outcome.errors.len())
             }
+            JobDone::Killed { failed } => format!("killed, {} failed", failed.len()),
             JobDone::Adopted { result, .. } => format!("adopted {}", result.is_ok()),
             JobDone::Tidied { missing } => format!("tidied {}", missing.len()),
             JobDone::Discarded => "discarded".to_owned(),
@@ -238,6 +246,7 @@ mod tests {
             ExecJob::Load(fake::plan().service),
             ExecJob::Start(Box::new(fake::plan())),
             ExecJob::Stop(stop),
+            ExecJob::Kill(vec![fake::plan().id]),
             ExecJob::Adopt(Box::new(adopt)),
         ]
     }
@@ -289,13 +298,14 @@ mod tests {
         check(
             &[],
             "load prepare record-starting(0,0) open attach build create \
-             record-running(4242,77) start kill delete remove detach close adopt-network adopt \
+             record-running(4242,77) start kill delete remove detach close kill adopt-network adopt \
              tidy(2) install remove-image(/old) remove-image(/bad) verify",
             &[
                 "surveyed 0",
                 "loaded svc-a 1.0.0 true",
                 "started true",
                 "stopped Everything 0",
+                "killed, 0 failed",
                 "adopted true",
                 "tidied 1",
                 "installed service svc-a 1.0.0 1 true",
@@ -307,13 +317,14 @@ mod tests {
         );
         check(
             &["load", "prepare", "kill", "adopt", "tidy", "install", "remove-image", "verify"],
-            "load prepare remove kill delete remove detach close adopt-network adopt \
+            "load prepare remove kill delete remove detach close kill adopt-network adopt \
              tidy(2) install remove-image(/old) remove-image(/bad) verify",
             &[
                 "surveyed 0",
                 "loaded svc-a 1.0.0 false",
                 "started false",
                 "stopped Everything 1",
+                "killed, 1 failed",
                 "adopted false",
                 "tidied 0",
                 "installed service svc-a 1.0.0 1 false",

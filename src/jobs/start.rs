@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use crate::jobs::Ports;
+use crate::jobs::{Ports, stop};
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{Record, StartKind, StartPlan, Started};
@@ -131,7 +131,7 @@ impl<'a> Undo<'a> {
     /// removed below them.
     fn run(self) -> bool {
         if self.created {
-            let killed = self.step("kill container", |ports, id| ports.runtime.kill(id));
+            let killed = self.step("kill container", stop::kill);
             let deleted = self.step("delete container", |ports, id| ports.runtime.delete(id));
             // Either success proves that the control group has no process left.
             if !killed && !deleted {

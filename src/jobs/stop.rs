@@ -14,7 +14,7 @@ use crate::sys::fault;
 /// Stops an instance; one of which nothing exists is stopped without an error.
 pub fn stop(ports: &Ports, id: &InstanceId, scope: StopScope) -> StopOutcome {
     let mut outcome = StopOutcome::default();
-    let killed = note(&mut outcome, "kill", ports.runtime.kill(id));
+    let killed = note(&mut outcome, "kill", kill(ports, id));
     let deleted = note(&mut outcome, "delete", ports.runtime.delete(id));
     // Either success proves that the control group has no process left.
     outcome.unkillable = !killed && !deleted;
@@ -26,6 +26,11 @@ pub fn stop(ports: &Ports, id: &InstanceId, scope: StopScope) -> StopOutcome {
     note(&mut outcome, "detach network", ports.network.detach(id));
     note(&mut outcome, "close log sink", ports.sinks.close(id));
     outcome
+}
+
+/// Kills one instance.
+pub(crate) fn kill(ports: &Ports, id: &InstanceId) -> Result<(), Failure> {
+    ports.runtime.kill(std::slice::from_ref(id)).remove(id).map_or(Ok(()), Err)
 }
 
 /// Keeps the text of a failed step; tells whether it succeeded.

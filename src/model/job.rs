@@ -20,6 +20,8 @@ pub enum ExecJob {
     Load(Arc<InstalledService>),
     Start(Box<StartPlan>),
     Stop(StopPlan),
+    /// Kill the processes of all these, before each is removed by a `Stop`.
+    Kill(Vec<InstanceId>),
     /// Take over a container that an earlier life of the daemon left running.
     Adopt(Box<AdoptPlan>),
 }
@@ -235,6 +237,10 @@ pub enum JobDone {
         id: InstanceId,
         scope: StopScope,
         outcome: StopOutcome,
+    },
+    /// Those whose processes do not end.
+    Killed {
+        failed: Vec<InstanceId>,
     },
     /// `None` = it cannot be adopted and has to be removed.
     Adopted {

@@ -5,7 +5,7 @@
 //! is to be killed or removed. The runtime creates the groups, this module removes them. Not here:
 //! limits (written by the runtime from the spec) and figures (monitor).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -191,32 +191,59 @@ impl Groups {
         Some((file, count))
     }
 
-    /// Kills every process of an instance and waits until its groups are empty.
-    pub fn kill(&self, id: &InstanceId) -> Result<(), Error> {
+    /// Kills every process of these instances and waits, once for all of them, until their groups
+    /// are empty; those where that failed. As many as there are take no longer than one.
+    pub fn kill(&self, ids: &[InstanceId]) -> BTreeMap<InstanceId, Error> {
         let end = monotonic() + KILL_DEADLINE;
         let mut pause = PAUSE;
         let mut round = Round::Plain;
+        let mut failed = BTreeMap::new();
+        let mut left: Vec<&InstanceId> = ids.iter().collect();
         loop {
-            let pids = self.processes(id)?;
-            if pids.is_empty() {
-                return Ok(());
+            let late = monotonic() >= end;
+            let mut killed = Vec::new();
+            left.retain(|id| match self.kill_round(id, round, late, &mut killed) {
+                Ok(empty) => !empty,
+                Err(error) => {
+                    failed.insert((*id).clone(), error);
+                    false
+                }
+            });
+            if left.is_empty() {
+                return failed;
             }
-            if monotonic() >= end {
-                return Err(Error::Unkillable { id: id.clone(), count: pids.len() });
-            }
-            await_ends(&self.kill_round(id, &pids, round)?, pause);
+            await_ends(&killed, pause);
             round = Round::Frozen;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// Returns descriptors of some processes that were killed.
+    /// True when there is nothing left to kill; after the deadline that is an error. Adds
+    /// descriptors of some processes that were killed.
     fn kill_round(
+        &self,
+        id: &InstanceId,
+        round: Round,
+        late: bool,
+        killed: &mut Vec<OwnedFd>,
+    ) -> Result<bool, Error> {
+        let pids = self.processes(id)?;
+        match pids.len() {
+            0 => return Ok(true),
+            count if late => return Err(Error::Unkillable { id: id.clone(), count }),
+            _ => {}
+        }
+        self.kill_all(id, &pids, round, killed)?;
+        Ok(false)
+    }
+
+    fn kill_all(
         &self,
         id: &InstanceId,
         pids: &BTreeSet<u32>,
         round: Round,
-    ) -> Result<Vec<OwnedFd>, Error> {
+        killed: &mut Vec<OwnedFd>,
+    ) -> Result<(), Error> {
         let groups = self.existing(id)?;
         // The kernel kills a whole v2 group at once.
         for group in groups.iter().filter(|group| self.is_v2(group)) {
@@ -225,15 +252,16 @@ impl Groups {
         if round == Round::Frozen {
             self.freeze(&groups, true);
         }
-        let mut killed = Vec::new();
         for pid in pids {
             let fd = self.kill_one(id, *pid);
-            killed.extend(fd.filter(|_| killed.len() < AWAITED));
+            if killed.len() < AWAITED {
+                killed.extend(fd);
+            }
         }
         if round == Round::Frozen {
             self.freeze(&groups, false);
         }
-        Ok(killed)
+        Ok(())
     }
 
     fn is_v2(&self, group: &Path) -> bool {
@@ -505,8 +533,9 @@ mod tests {
                 assert!(!groups.contains(&InstanceId::new("on"), pids[0]));
                 groups.remove(&id).unwrap_err();
                 groups.remove_parents();
-                groups.kill(&id).unwrap();
-                groups.kill(&id).unwrap();
+                let ids = [id.clone(), InstanceId::new("nobody")];
+                assert!(groups.kill(&ids).is_empty());
+                assert!(groups.kill(&ids).is_empty());
                 reap_all();
                 groups.remove(&id).unwrap();
                 groups.remove(&id).unwrap();

@@ -5,6 +5,7 @@
 //! prepared bundles. Out: containers. The control group is the authority over what belongs to an
 //! instance; what the runtime says about success of a removal is never trusted.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -26,6 +27,7 @@ use crate::model::job::{Record, Started};
 use crate::model::status::chain;
 use crate::ports::{Command, Init, Processes, Runtime, Stdio, Watch};
 use crate::runtime::cgroup::{self, Groups};
+use crate::runtime::enforce;
 use crate::sys::cgroups::Layout;
 use crate::sys::{fs as files, is_errno, mount, pidfd, process};
 
@@ -288,7 +290,12 @@ impl Crun {
             return Err(Error::Ended { pid });
         }
         self.watch(id, pid, pidfd)?;
+        self.check_limits(id);
         Ok(Started { pid })
+    }
+
+    fn check_limits(&self, id: &InstanceId) {
+        enforce::check(&self.settings.layout, &self.groups.leaf(id), id, &self.bundle(id));
     }
 
     /// The init according to the runtime's own file; `None` = no readable file.
@@ -311,7 +318,9 @@ impl Crun {
     /// process that lives outside of the groups.
     fn delete_container(&self, id: &InstanceId) -> Result<(), Error> {
         let state = self.state_dir(id);
-        self.groups.kill(id)?;
+        if let Some(error) = self.groups.kill(std::slice::from_ref(id)).remove(id) {
+            return Err(error.into());
+        }
         if self.known_init(id).is_some_and(lives_on) {
             log::warn!("a container has left its control groups instance={id}");
             let arguments = vec!["delete".into(), "-f".into(), id.as_str().into()];
@@ -348,15 +357,18 @@ impl Runtime for Crun {
     }
 
     fn start(&self, id: &InstanceId) -> Result<(), Failure> {
-        Ok(self.call(&self.bundle(id), vec!["start".into(), id.as_str().into()], None)?)
+        self.call(&self.bundle(id), vec!["start".into(), id.as_str().into()], None)?;
+        self.check_limits(id);
+        Ok(())
     }
 
     fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure> {
         Ok(self.adopt_container(id, record)?)
     }
 
-    fn kill(&self, id: &InstanceId) -> Result<(), Failure> {
-        Ok(self.groups.kill(id).map_err(Error::Group)?)
+    fn kill(&self, ids: &[InstanceId]) -> BTreeMap<InstanceId, Failure> {
+        let failed = self.groups.kill(ids).into_iter();
+        failed.map(|(id, error)| (id, Error::Group(error).into())).collect()
     }
 
     fn delete(&self, id: &InstanceId) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! Containers: what a runtime is told (`spec` and the modules it uses), what lies on disk for it
-//! (`bundle`, `rootfs`, `record`, `storage`), and the runtimes themselves (`crun`, `cgroup`).
+//! (`bundle`, `rootfs`, `record`, `storage`), and the runtimes themselves (`crun`, `cgroup`,
+//! `enforce`).
 //!
 //! All of it runs on the exec threads. Not here: when a container starts or stops (core), in which
 //! order its parts are made (jobs).
@@ -11,6 +12,7 @@ pub mod spec;
 pub mod bundle;
 pub mod checks;
 pub mod devices;
+mod enforce;
 pub mod env;
 pub mod limits;
 pub mod oci;

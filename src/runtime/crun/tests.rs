@@ -378,7 +378,7 @@ fn containers_live_and_die(bench: &Bench) {
     // Killed from outside, with all its processes.
     bench.run(&["/bin/sh", "-c", "sleep 1000 & sleep 1000 & wait"]);
     wait_until("three processes", || crun.groups.processes(&id()).unwrap().len() == 3);
-    crun.kill(&id()).unwrap();
+    assert!(crun.kill(&[id()]).is_empty());
     assert_eq!(crun.groups.processes(&id()).unwrap(), BTreeSet::new());
     bench.expect_exit(Exit::Signal(9));
     crun.delete(&id()).unwrap();
@@ -409,9 +409,32 @@ fn containers_live_and_die(bench: &Bench) {
     let second = bench.run(&["/bin/sleep", "1000"]);
     assert_ne!(first.pid, second.pid);
     bench.expect_exit(Exit::Signal(9));
-    crun.kill(&id()).unwrap();
+    assert!(crun.kill(&[id()]).is_empty());
     bench.expect_exit(Exit::Signal(9));
     crun.delete(&id()).unwrap();
+}
+
+/// Every way in which a program can end has its own report.
+fn ends_are_told(bench: &Bench) {
+    let crun = &bench.crun;
+    let trap = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done";
+    for (script, signal, expect) in [
+        ("exit 0", None, Exit::Code(0)),
+        ("exit 1", None, Exit::Code(1)),
+        ("exit 255", None, Exit::Code(255)),
+        (trap, Some(libc::SIGTERM), Exit::Code(7)),
+        ("echo ready; exec sleep 1000", Some(libc::SIGKILL), Exit::Signal(9)),
+    ] {
+        let _ = fs::remove_file(bench.out());
+        let init = bench.run(&["/bin/sh", "-c", script]);
+        if let Some(signal) = signal {
+            wait_until("a program", || fs::read(bench.out()).is_ok_and(|out| !out.is_empty()));
+            let pidfd = pidfd::open(init.pid).unwrap();
+            pidfd::send_signal(pidfd.as_fd(), signal).unwrap();
+        }
+        bench.expect_exit(expect);
+        crun.delete(&id()).unwrap();
+    }
 }
 
 /// Starts that fail and ends that are not normal.
@@ -487,7 +510,7 @@ fn only_the_recorded_process_is_adopted(bench: &Bench) {
     assert_eq!(inner, [init.pid].into());
     let adopted = crun.adopt(&id(), &record(init.pid, init.start_time)).unwrap();
     assert_eq!(adopted, Started { pid: init.pid });
-    crun.kill(&id()).unwrap();
+    assert!(crun.kill(&[id()]).is_empty());
     bench.expect_exit(Exit::Signal(9));
     check(init.pid, init.start_time, "has ended");
     crun.delete(&id()).unwrap();
@@ -610,6 +633,8 @@ macro_rules! real {
 real! {
     runc_containers_live_and_die: Runc, |bench| containers_live_and_die(bench);
     crun_containers_live_and_die: Crun, |bench| containers_live_and_die(bench);
+    runc_ends_are_told: Runc, |bench| ends_are_told(bench);
+    crun_ends_are_told: Crun, |bench| ends_are_told(bench);
     runc_failures_are_told: Runc, |bench| failures_are_told(bench);
     crun_failures_are_told: Crun, |bench| failures_are_told(bench);
     runc_only_the_recorded_process_is_adopted: Runc,
@@ -619,8 +644,8 @@ real! {
     runc_many_at_once: Runc, |bench| many_at_once(bench, 16);
     crun_many_at_once: Crun, |bench| many_at_once(bench, 64);
     runc_killed_at_any_moment: Runc,
-        |bench| killed_runtimes_leave_nothing(bench, 40, Duration::from_micros(1000));
+        |bench| killed_runtimes_leave_nothing(bench, 80, Duration::from_micros(500));
     crun_killed_at_any_moment: Crun,
-        |bench| killed_runtimes_leave_nothing(bench, 80, Duration::from_micros(200));
+        |bench| killed_runtimes_leave_nothing(bench, 120, Duration::from_micros(130));
     runc_hangs: Runc, a_hanging_runtime_is_killed;
 }

@@ -235,8 +235,10 @@ fn a_mounted_entry_of_the_host_is_seen() {
 
 #[test]
 fn many_layers() {
-    in_private("many_layers", |dir| {
-        for count in [40, 100, MAX_LAYERS - 2] {
+    // Data of the old call are cut at one page; packages have no more than 64 layers anyway.
+    let most = if mount::overlay_takes_single_layers() { MAX_LAYERS - 2 } else { 200 };
+    in_private("many_layers", move |dir| {
+        for count in [40, 100, most] {
             for volatile in [false, true] {
                 let place = tree(&dir.join(format!("{count}-{volatile}")), &[]);
                 if volatile {

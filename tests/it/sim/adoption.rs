@@ -91,6 +91,26 @@ fn killed_while_it_stops() {
 }
 
 #[test]
+fn what_cannot_be_kept_is_killed_together_and_what_survives_is_left_alone() {
+    for seed in 40..50 {
+        let mut unit = Unit::started(seed);
+        unit.run(request(&[("a", "1"), ("b", "1"), ("c", "1")]));
+        unit.settle();
+        let stuck = unit.id_of("b");
+        unit.run(request(&[("d", "1")]));
+        // Dead before anything was stopped: nobody wants the three any more.
+        unit.boot();
+        unit.connect();
+        unit.host.make_unkillable(&stuck);
+        unit.settle();
+        let running: Vec<_> = unit.host.running().into_keys().collect();
+        assert!(running.contains(&unit.id_of("d")) && running.contains(&stuck), "{running:?}");
+        assert_eq!(running.len(), 2, "{running:?}");
+        assert_eq!(unit.full_status()["d"], "active 1");
+    }
+}
+
+#[test]
 fn a_stop_during_the_adoption() {
     for keep in [false, true] {
         for steps in 0..6 {

@@ -334,19 +334,23 @@ impl Runtime for Host {
         found.map(|c| Started { pid: c.pid }).ok_or_else(|| failure("identity"))
     }
 
-    fn kill(&self, id: &InstanceId) -> Result<(), Failure> {
+    fn kill(&self, ids: &[InstanceId]) -> BTreeMap<InstanceId, Failure> {
         let mut inner = self.lock();
-        inner.call("kill")?;
-        if inner.unkillable.contains(id) {
-            return Err(failure("kill"));
+        if let Err(failure) = inner.call("kill") {
+            return ids.iter().map(|id| (id.clone(), failure.clone())).collect();
         }
-        if let Some(container) = inner.containers.get_mut(id).filter(|c| c.running) {
-            container.running = false;
-            let pid = container.pid;
-            let exit = Exit::Signal(9);
-            inner.events.push_back(Event::Exited { id: id.clone(), pid, exit });
+        let mut failed = BTreeMap::new();
+        for id in ids {
+            if inner.unkillable.contains(id) {
+                failed.insert(id.clone(), failure("kill"));
+            } else if let Some(container) = inner.containers.get_mut(id).filter(|c| c.running) {
+                container.running = false;
+                let pid = container.pid;
+                let exit = Exit::Signal(9);
+                inner.events.push_back(Event::Exited { id: id.clone(), pid, exit });
+            }
         }
-        Ok(())
+        failed
     }
 
     fn delete(&self, id: &InstanceId) -> Result<(), Failure> {

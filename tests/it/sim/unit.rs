@@ -276,7 +276,7 @@ impl Unit {
                 ExecJob::Start(plan) => &plan.id,
                 ExecJob::Stop(plan) => &plan.id,
                 ExecJob::Adopt(plan) => &plan.id,
-                ExecJob::Survey | ExecJob::Load(_) => continue,
+                ExecJob::Survey | ExecJob::Load(_) | ExecJob::Kill(_) => continue,
             };
             assert!(ids.insert(id.clone()), "two jobs for {id}");
         }
