@@ -49,6 +49,14 @@ pub enum RuntimeError {
     Hybrid { binary: PathBuf, controllers: String },
     #[error("no control groups are mounted")]
     NoControlGroups,
+    #[error("control groups below {path} cannot be changed")]
+    ReadOnlyControlGroups {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("kernel lacks overlayfs")]
+    NoOverlay,
     #[error("neither crun nor runc is installed")]
     NotInstalled,
 }
@@ -72,6 +80,12 @@ pub struct HostCaps {
     pub exit_status_of_others: bool,
     /// Overlays take layers one by one (Linux 6.8).
     pub overlay_single_layers: bool,
+    /// Groups of v2 can be killed at once (Linux 5.14).
+    pub cgroup_kill: bool,
+    /// Swap is accounted to control groups.
+    pub swap_accounting: bool,
+    /// The kernel tells how long tasks wait for CPU, memory and disk (PSI).
+    pub pressure: bool,
     /// Capabilities a container may have: bit n = capability n.
     pub bounding_set: u64,
     /// Limits a container may have at most.
@@ -94,8 +108,12 @@ pub fn probe(configured: Option<&Path>) -> Result<HostCaps, Error> {
         Some(path) => ask(path).and_then(|found| usable(found, &cgroups)),
         None => first_usable(&cgroups),
     };
+    let runtime = runtime.and_then(|found| able_host(&cgroups).map(|()| found));
     let caps = HostCaps {
         runtime: runtime.map_err(|error| chain(&error)),
+        cgroup_kill: cgroups.has_v2_file("cgroup.kill"),
+        swap_accounting: cgroups.has_swap_accounting(),
+        pressure: Path::new("/proc/pressure/cpu").exists(),
         cgroups,
         exit_status_of_others: pidfd::tells_exit_status(),
         overlay_single_layers: mount::overlay_takes_single_layers(),
@@ -118,11 +136,14 @@ fn log_caps(caps: &HostCaps) {
     }
     log::debug!(
         "host cgroups={:?} v2_controllers={:?} exit_status_of_others={} overlay_single_layers={} \
-         bounding_set={:x} effective_set={:x} oom_score_adj={} cpus={}",
+         cgroup_kill={} swap_accounting={} pressure={} bounding_set={:x} effective_set={:x} oom_score_adj={} cpus={}",
         caps.cgroups.kind(),
         caps.cgroups.v2.as_ref().map(|v2| &v2.controllers),
         caps.exit_status_of_others,
         caps.overlay_single_layers,
+        caps.cgroup_kill,
+        caps.swap_accounting,
+        caps.pressure,
         caps.bounding_set,
         caps.effective_set,
         caps.oom_score_adj,
@@ -178,6 +199,14 @@ fn usable(found: FoundRuntime, cgroups: &Layout) -> Result<FoundRuntime, Runtime
     }
 }
 
+/// What instances need of the host besides a runtime.
+fn able_host(cgroups: &Layout) -> Result<(), RuntimeError> {
+    if let Some((path, source)) = cgroups.read_only() {
+        return Err(RuntimeError::ReadOnlyControlGroups { path, source });
+    }
+    if mount::has_overlay() { Ok(()) } else { Err(RuntimeError::NoOverlay) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +258,24 @@ mod tests {
             "/usr/bin/crun does not work while v1 and v2 control groups are mixed and v2 has \
              controllers (hugetlb): mount those as v1, or install runc"
         );
+    }
+
+    #[test]
+    fn groups_that_cannot_be_changed() {
+        in_own_process("probe::tests::groups_that_cannot_be_changed", || {
+            let layout = Layout::read().unwrap();
+            let Some(path) = layout.mounts().next().map(Path::to_owned) else {
+                return println!("SKIP groups_that_cannot_be_changed: no control groups");
+            };
+            able_host(&layout).unwrap();
+            if let Err(error) = mount::isolate().and_then(|()| mount::bind_read_only(&path, &path))
+            {
+                return println!("SKIP groups_that_cannot_be_changed: no mounts: {error}");
+            }
+            let error = chain(&able_host(&layout).unwrap_err());
+            let expect = format!("control groups below {} cannot be changed: ", path.display());
+            assert!(error.starts_with(&expect), "{error}");
+        });
     }
 
     #[test]

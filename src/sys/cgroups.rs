@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
+
 use crate::sys::mount::{Mounted, mounts};
 use crate::sys::tree::mount_id;
 
@@ -85,10 +87,34 @@ impl Layout {
         self.v1.iter().find(has).map(|hierarchy| hierarchy.mount.as_path())
     }
 
+    /// The first hierarchy in which no groups can be made, and why.
+    pub fn read_only(&self) -> Option<(PathBuf, io::Error)> {
+        let refused = |mount: &Path| access(mount, AccessFlags::W_OK).err();
+        self.mounts().find_map(|mount| Some((mount.to_owned(), refused(mount)?.into())))
+    }
+
+    /// Groups of v2 have this file; false where there is no group but the root, which lacks most.
+    pub fn has_v2_file(&self, name: &str) -> bool {
+        self.v2.as_ref().is_some_and(|v2| groups_of(&v2.mount).any(|g| g.join(name).exists()))
+    }
+
+    /// Limits can count swap.
+    pub fn has_swap_accounting(&self) -> bool {
+        match self.v1_of("memory") {
+            Some(mount) => mount.join("memory.memsw.limit_in_bytes").exists(),
+            None => self.has_v2_file("memory.swap.max"),
+        }
+    }
+
     /// Mount points of all hierarchies.
     pub fn mounts(&self) -> impl Iterator<Item = &Path> {
         self.v1.iter().chain(&self.v2).map(|hierarchy| hierarchy.mount.as_path())
     }
+}
+
+fn groups_of(mount: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(mount).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir())
 }
 
 /// Options of the file system that are no controllers.

@@ -97,6 +97,13 @@ fn overlay_classic(layers: &Layers, target: &Path) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
+/// True when the kernel can stack directories at all; loads the module if there is one.
+pub fn has_overlay() -> bool {
+    let listed =
+        || fs::read_to_string("/proc/filesystems").is_ok_and(|l| l.contains("\toverlay\n"));
+    listed() || fs_open(c"overlay").is_ok()
+}
+
 /// True when the kernel takes layers one by one (`lowerdir+`, Linux 6.8). Asked once.
 pub fn overlay_takes_single_layers() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
