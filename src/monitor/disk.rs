@@ -26,6 +26,8 @@ pub(crate) struct Disks {
     mounts: Vec<Mount>,
     /// What quota can do, by number of the mount, until the mounts change.
     quotas: Vec<(u64, Quota)>,
+    /// Mount points of file systems of which it was said that they keep no quota.
+    told: Vec<Box<Path>>,
 }
 
 /// What has to be known of a mount.
@@ -59,7 +61,7 @@ impl Disks {
 
     /// These mounts and no others.
     fn fixed(mounts: &[Mounted]) -> Self {
-        Self { changes: None, mounts: sorted(mounts), quotas: Vec::new() }
+        Self { changes: None, mounts: sorted(mounts), quotas: Vec::new(), told: Vec::new() }
     }
 
     /// Reads the mounts again if they changed since the last time; true = they did.
@@ -102,9 +104,10 @@ impl Disks {
 
     /// Bytes that belong to an instance on the file system that holds `path`: those of the project
     /// that the integrator gave to the directory, else those of `uid`. 0 without quota, as in the
-    /// reference; `None` = unknown this time.
+    /// reference, after one warning for each file system; `None` = unknown this time.
     pub(crate) fn quota_bytes(&mut self, path: &Path, uid: u32) -> Option<u64> {
         let Some(Mount { id, device: Some(device), .. }) = self.holder(path) else {
+            self.tell_without_quota(path);
             return Some(0);
         };
         let known = self.quotas.iter().find(|(mount, _)| mount == id).map(|(_, quota)| *quota);
@@ -123,8 +126,24 @@ impl Disks {
             log::debug!("quota of {} {quota:?}", device.display());
             let id = *id;
             self.quotas.push((id, quota));
+            if !quota.users && !quota.projects {
+                self.tell_without_quota(path);
+            }
         }
         used
+    }
+
+    /// Once for each file system, however often it is asked again.
+    fn tell_without_quota(&mut self, path: &Path) {
+        let Some(Mount { target, .. }) = self.holder(path) else { return };
+        if !self.told.contains(target) {
+            log::warn!(
+                "no user quota, disk use of instances is reported as 0 path={}",
+                target.display()
+            );
+            let target = target.clone();
+            self.told.push(target);
+        }
     }
 }
 
@@ -202,6 +221,20 @@ pub(crate) mod tests {
         check("/", Some("/dev/a"), false);
         assert!(may_hang("fuse.sshfs") && may_hang("cifs") && !may_hang("fuseblk"));
         assert!(fixed(&[]).holder(Path::new("/")).is_none());
+    }
+
+    #[test]
+    fn missing_quota_is_told_once() {
+        let device = "/dev/aos-no-such-device";
+        let mounts = [mount("/proc", "ext4", device), mount("/ram", "tmpfs", "tmpfs")];
+        let mut disks = Disks::fixed(&mounts);
+        for _ in 0..2 {
+            for path in ["/proc/sys", "/proc/self", "/ram/storage", "/ram/state"] {
+                assert_eq!(disks.quota_bytes(Path::new(path), 5000), Some(0), "{path}");
+            }
+            disks.quotas.clear();
+        }
+        assert_eq!(disks.told, ["/proc", "/ram"].map(|path| Path::new(path).into()));
     }
 
     /// A file system without quota is asked once, and again after the mounts changed.
