@@ -16,10 +16,27 @@ macro_rules! require {
 }
 pub(crate) use require;
 
-use std::path::Path;
+/// Returns from the test when this platform has another kernel or layout than the test is about,
+/// and says so. `ci/test` runs two platforms and fails for a test that was skipped on both.
+macro_rules! on_platform {
+    ($($need:ident),+) => {
+        $(if let Err(why) = $crate::common::need::$need() {
+            println!("SKIP {}: {why}", $crate::common::need::test_name());
+            return;
+        })+
+    };
+}
+pub(crate) use on_platform;
 
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Uid;
+
+use super::space::{Groups, Space};
+use super::{host, program};
 
 /// The test's thread has its name.
 pub fn test_name() -> String {
@@ -78,6 +95,60 @@ pub fn fuse() -> Result<(), String> {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let known = known.lines().any(|line| line.split_whitespace().last() == Some("fuse"));
     if known && Path::new("/dev/fuse").exists() { Ok(()) } else { Err("no FUSE".to_owned()) }
+}
+
+/// Control groups of version 2 and no others.
+pub fn pure_v2() -> Result<(), String> {
+    match host::hierarchies().as_slice() {
+        [only] if only.v2 => Ok(()),
+        _ => Err("not control groups of version 2 alone".to_owned()),
+    }
+}
+
+/// Control groups of version 1, and of version 2 with controllers beside them.
+pub fn hybrid() -> Result<(), String> {
+    let all = host::hierarchies();
+    let controllers = |hierarchy: &host::Hierarchy| {
+        let file = hierarchy.mount_point.join("cgroup.controllers");
+        std::fs::read_to_string(file).is_ok_and(|text| !text.trim().is_empty())
+    };
+    let mixed = all.iter().any(|h| !h.v2) && all.iter().any(|h| h.v2 && controllers(h));
+    if mixed { Ok(()) } else { Err("control groups of both versions are not mixed".to_owned()) }
+}
+
+/// Firewall rules.
+pub fn netfilter() -> Result<(), String> {
+    let netlink =
+        |protocol| socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
+    netlink(SockProtocol::NetlinkNetFilter).map(drop).map_err(|e| format!("no netfilter: {e}"))
+}
+
+/// Interfaces of VLANs.
+pub fn vlan() -> Result<(), String> {
+    let space = Space::new(Groups::Host);
+    let add = "link add link lo name probe type vlan id 5";
+    let (code, _, why) = space.inside(|| program::run(Command::new("ip").args(add.split(' '))));
+    if code == Some(0) { Ok(()) } else { Err(format!("no VLAN: {why}")) }
+}
+
+/// Disk quota of users.
+pub fn quota() -> Result<(), String> {
+    let dir = tempfile::tempdir_in(super::unit::MEMORY).map_err(|e| e.to_string())?;
+    let space = Space::new(Groups::Host);
+    let mounted = space.mount_with_quota(&dir.path().join("disk"), &dir.path().join("image"));
+    mounted.map_err(|e| format!("no disk quota: {e}"))
+}
+
+/// systemd as process 1.
+pub fn systemd() -> Result<(), String> {
+    let first = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    let runs = first.trim() == "systemd" && Path::new("/run/systemd/system").is_dir();
+    if runs { Ok(()) } else { Err("process 1 is not systemd".to_owned()) }
+}
+
+/// The opposite of `vlan`.
+pub fn no_vlan() -> Result<(), String> {
+    vlan().map_or(Ok(()), |()| Err("this kernel has VLAN".to_owned()))
 }
 
 /// The path of an installed program.

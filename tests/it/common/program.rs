@@ -10,7 +10,7 @@ use aos_servicemanager::sys::pidfd;
 use aos_servicemanager::sys::time::monotonic;
 
 use super::space::Space;
-use super::{PATIENCE, wait_until};
+use super::{patience, wait_until};
 
 /// Lines that a program has written, from both of its outputs.
 #[derive(Debug, Default)]
@@ -126,7 +126,7 @@ impl Program {
 
     /// Waits for a line from `start` on; returns its number.
     pub fn expect(&self, start: usize, text: &str) -> usize {
-        let found = self.output.find(start, PATIENCE, |line| line.contains(text));
+        let found = self.output.find(start, patience(), |line| line.contains(text));
         found.unwrap_or_else(|| panic!("no line with {text:?}"))
     }
 }

@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use super::host;
+use super::{host, program};
 
 /// Which control groups are seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +43,7 @@ impl Space {
             // Values of `net` are those of the namespace the mount was made in.
             mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).unwrap();
             mount_groups(&hierarchies, groups);
-            let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
             assert!(up.unwrap().success(), "cannot set the loopback interface up");
             let open = |kind: &str| File::open(format!("/proc/thread-self/ns/{kind}")).unwrap();
             Self { net: open("net"), mounts: open("mnt") }
@@ -117,6 +117,19 @@ impl Space {
     pub fn mount_small(&self, at: &Path, size_bytes: u64) {
         fs::create_dir_all(at).unwrap();
         self.inside(|| tmpfs(at, &format!("size={size_bytes}")));
+    }
+
+    /// Mounts an ext4 of its own that keeps user quota. The error is that of a kernel that cannot.
+    pub fn mount_with_quota(&self, at: &Path, image: &Path) -> Result<(), String> {
+        const SIZE_BYTES: u64 = 16 << 20;
+        fs::create_dir_all(at).unwrap();
+        File::create(image).and_then(|file| file.set_len(SIZE_BYTES)).unwrap();
+        let run = |command: &mut Command| {
+            let (code, _, text) = self.inside(|| program::run(command));
+            if code == Some(0) { Ok(()) } else { Err(text) }
+        };
+        run(Command::new("mkfs.ext4").args(["-q", "-O", "quota"]).arg(image))?;
+        run(Command::new("mount").args(["-o", "loop,usrquota"]).arg(image).arg(at))
     }
 }
 

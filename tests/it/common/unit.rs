@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::program::{self, Program};
 use super::space::{Groups, Space};
-use super::{host, need, wait_until};
+use super::{host, need, slowness, wait_until};
 
 /// A file system that is not the one of `/`, as in a product.
 pub const MEMORY: &str = "/dev/shm";
@@ -40,10 +40,12 @@ pub struct Setup {
     flags: Vec<String>,
     small: Option<(&'static str, u64)>,
     own_dev: bool,
+    quota: Option<&'static str>,
 }
 
 impl Setup {
-    /// In memory, with runc, every instance is `active` as soon as it runs.
+    /// In memory, with the runtime that the daemon would choose, every instance is `active` as soon
+    /// as it runs.
     pub fn new() -> Self {
         let setup = Self {
             place: MEMORY,
@@ -51,10 +53,16 @@ impl Setup {
             flags: Vec::new(),
             small: None,
             own_dev: false,
+            quota: None,
         };
         let setup = setup.set("startVerdict", "immediate");
-        match need::program("runc") {
-            Ok(runc) => setup.set("runtime", &runc),
+        let setup = match need::netfilter() {
+            Ok(()) => setup,
+            Err(_) => setup.set("network.firewall", "none"),
+        };
+        let name = if need::pure_v2().is_ok() { "crun" } else { "runc" };
+        match need::program(name) {
+            Ok(runtime) => setup.set("runtime", &runtime),
             Err(_) => setup,
         }
     }
@@ -93,6 +101,12 @@ impl Setup {
         Self { own_dev: true, ..self }
     }
 
+    /// A file system that keeps quota for a directory below the unit's.
+    pub fn quota(mut self, directory: &'static str) -> Self {
+        self.quota = Some(directory);
+        self
+    }
+
     /// Starts the unit without the daemon.
     pub fn start(self) -> Unit {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -105,6 +119,10 @@ impl Setup {
         }
         if self.own_dev {
             space.mount_dev();
+        }
+        if let Some(below) = self.quota {
+            let at = dir.path().join(below);
+            space.mount_with_quota(&at, &dir.path().join("quota.img")).unwrap();
         }
         let group = format!("/{name}");
         let mut command = Command::new(env!("CARGO_BIN_EXE_aos_unit_sim"));
@@ -159,9 +177,9 @@ impl Unit {
 
     fn tell(&mut self, command: &str) -> (Vec<String>, String) {
         let start = self.sim.output.len();
-        self.sim.write(command);
+        self.sim.write(&with_limit(command));
         let is_result = |line: &str| matches!(tag(line), "ok" | "FAILED");
-        let end = self.sim.output.find(start, COMMAND_LIMIT, is_result);
+        let end = self.sim.output.find(start, COMMAND_LIMIT * slowness(), is_result);
         let end = end.unwrap_or_else(|| panic!("{command}: no result"));
         let mut lines = self.sim.output.from(start);
         lines.truncate(end - start + 1);
@@ -326,6 +344,16 @@ impl Unit {
         text.trim().parse().unwrap()
     }
 
+    /// Number of the simulated unit's process, which is in the namespaces of the daemon.
+    pub fn simulator_pid(&self) -> u32 {
+        self.sim.pid()
+    }
+
+    /// Parent of the control groups of the instances.
+    pub fn parent_group(&self) -> &str {
+        &self.group
+    }
+
     /// Processes in the control groups of the instances, by instance id.
     pub fn groups(&self) -> Vec<(String, BTreeSet<u32>)> {
         host::groups(&self.group).into_iter().collect()
@@ -425,6 +453,18 @@ impl Drop for Unit {
         self.sim.kill();
         host::remove_groups(&self.group);
     }
+}
+
+/// A wait without a limit of its own gets one that suits the platform.
+fn with_limit(command: &str) -> String {
+    const USUAL_SECONDS: u32 = 30;
+    let last = command.rsplit(' ').next().unwrap_or_default();
+    let has_limit =
+        last.starts_with(|c: char| c.is_ascii_digit()) && last.ends_with(['s', 'm', 'h']);
+    if slowness() == 1 || has_limit || !command.starts_with("wait ") {
+        return command.to_owned();
+    }
+    format!("{command} {}s", USUAL_SECONDS * slowness())
 }
 
 /// Who speaks in a line of the unit's output; empty for details.
