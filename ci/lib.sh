@@ -12,6 +12,9 @@ export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
 
 build_packages="build-essential cmake ccache pkg-config libssl-dev"
 run_packages="crun runc busybox-static iproute2 nftables procps strace openssl systemd softhsm2 opensc libengine-pkcs11-openssl"
+# Makes the disk with quota of some tests.
+disk_packages="e2fsprogs mount"
+uml_packages="user-mode-linux kmod $disk_packages"
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -77,4 +80,38 @@ check_libraries() {
   if echo "$names" | grep -vE "$allowed"; then
     die "these libraries are not on the list"
   fi
+}
+
+# Where a run of the tests on one platform (`here`, `uml`) keeps its whole output.
+skip_log() { printf '%s/test-logs/%s.log' "$CARGO_TARGET_DIR" "$1"; }
+
+# Output of tests without what those printed that passed.
+without_successes() {
+  awk '/^successes:$/ { quiet = 1 } /^(failures:|test result:)/ { quiet = 0 } !quiet { print; fflush() }'
+}
+
+# Tests in an output that say that they were skipped, wholly or in part: name, tab, what was skipped.
+# Without a name behind SKIP it is about data that a checkout need not have beside it.
+skipped() {
+  awk '/^---- .* stdout ----$/ { test = $2 }
+    /^SKIP [^:]/ && test { sub(/^SKIP */, ""); sub(/:.*/, ""); print test "\t" $0 }
+    /^(successes|failures):$|^test result:/ { test = "" }' "$1" | sort -u
+}
+
+# Names of the tests in an output that passed.
+passed() { sed -n 's/^test \(.*\) \.\.\. ok$/\1/p' "$1" | sort -u; }
+
+# A test that is skipped here has to run under user-mode Linux: fails for those that do not.
+check_skips() {
+  local test part all=
+  while IFS=$'\t' read -r test part; do
+    if ! passed "$(skip_log uml)" | grep -qxF "$test" ||
+      skipped "$(skip_log uml)" | grep -qxF "$test"$'\t'"$part"; then
+      printf 'skipped on every platform: %s (%s)\n' "$test" "$part"
+      all=1
+    else
+      printf 'skipped here, run under user-mode Linux: %s\n' "$test"
+    fi
+  done < <(skipped "$(skip_log here)")
+  [ -z "$all" ] || die "some tests have run nowhere"
 }

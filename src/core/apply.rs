@@ -316,9 +316,6 @@ impl State {
         let mut lost = Vec::new();
         for Found { id, record } in found {
             let service = record.as_ref().map(Record::service);
-            if record.is_none() || !self.instances.contains_key(&id) {
-                lost.push(id.clone());
-            }
             let Some(instance) = self.instances.get_mut(&id) else {
                 let Some(record) = self.keep_nameless(&id, record) else { continue };
                 if let Some(record) = record.filter(|r| !r.secret_hash.is_empty())
@@ -326,13 +323,17 @@ impl State {
                 {
                     self.leaves_iam(id.clone(), record.ident);
                 }
+                lost.push(id.clone());
                 self.orphans.insert(id, Orphan { service, ..Orphan::default() });
                 continue;
             };
             instance.left = service;
             instance.phase = match record {
                 Some(record) => Phase::Found(Box::new(record)),
-                None => Phase::Grace(Duration::ZERO),
+                None => {
+                    lost.push(id);
+                    Phase::Grace(Duration::ZERO)
+                }
             };
         }
         if !lost.is_empty() {

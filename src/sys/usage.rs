@@ -133,6 +133,7 @@ mod tests {
     #[test]
     fn a_whole_file_system() {
         let root = tempfile::tempdir().unwrap();
+        crate::sys::fs::write_plain(&root.path().join("file"), &[1; 65536], 0o600).unwrap();
         let stat = statvfs(root.path()).unwrap();
         let used = file_system_bytes(root.path()).unwrap();
         assert!(used > 0 && used <= stat.blocks() * stat.fragment_size());

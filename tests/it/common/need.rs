@@ -126,9 +126,14 @@ pub fn netfilter() -> Result<(), String> {
 /// Interfaces of VLANs.
 pub fn vlan() -> Result<(), String> {
     let space = Space::new(Groups::Host);
-    let add = "link add link lo name probe type vlan id 5";
-    let (code, _, why) = space.inside(|| program::run(Command::new("ip").args(add.split(' '))));
-    if code == Some(0) { Ok(()) } else { Err(format!("no VLAN: {why}")) }
+    let ip = |words: &str| {
+        let run = || program::run(Command::new("ip").args(words.split(' ')));
+        let (code, _, why) = space.inside(run);
+        if code == Some(0) { Ok(()) } else { Err(format!("no VLAN: {why}")) }
+    };
+    // The loopback interface takes none.
+    ip("link add probe0 type veth peer name probe1")?;
+    ip("link add link probe0 name probe2 type vlan id 5")
 }
 
 /// Disk quota of users.

@@ -226,6 +226,8 @@ fn nothing_is_inherited(setup: Setup) {
     unit.say("run");
     unit.say("wait active one");
     let pid = unit.pid_of("one/subject/0");
+    let program = || fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    wait_until("the program of the service", || program().ends_with("sleep\0\x310000\0"));
     let (of_init, of_daemon) = (status(pid), status(daemon));
     assert_eq!(of_init["SigBlk"], "0".repeat(16));
     assert_eq!(of_init["Umask"], "0022");
@@ -377,13 +379,12 @@ fn disk_use_is_measured_where_quota_is_kept() {
     let setup = Setup::new().set("monitoring.pollPeriod", "1s");
     let mut unit = setup.set("monitoring.averageWindow", "1s").quota("sm/storages").registered();
     let script = "/busybox dd if=/dev/zero of=/storage/data bs=1024 count=2048; \
-        echo done >/storage/done; exec /busybox sleep 10000";
+        exec /busybox sleep 10000";
     unit.service("big", script, "");
     unit.sleeper("small");
     unit.say("instance big");
     unit.say("run");
     unit.say("wait active");
-    unit.expect_stored("big/subject/0", "done", "done");
     wait_until("the figure of the big one", || {
         disk_figure(&mut unit, "big/subject/0", "storage").is_some_and(|bytes| bytes >= 2 << 20)
     });
