@@ -1,8 +1,10 @@
 //! The spool of one instance, drained: files `stdio.<generation>` in a directory of its own.
 //!
 //! Thread `log-in` alone reads and removes. A container appends to its file and never waits for us;
-//! what has been stored is given back by punching holes, so offsets only grow and nobody races. The
-//! file of an earlier generation has no writer any more and is removed once it is drained.
+//! what has been stored is given back by punching holes, so offsets only grow and nobody races. A hole
+//! ends exactly where the stored output does: text in front of that place tells that somebody has
+//! truncated the file and written again, however much. The file of an earlier generation has no
+//! writer any more and is removed once it is drained.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -60,6 +62,7 @@ struct SpoolFile {
     generation: u64,
     file: File,
     consumed: u64,
+    /// Up to here there are only zeros.
     punched: u64,
     /// Size with an unfinished line at the end, and since when.
     unfinished: Option<(u64, Duration)>,
@@ -114,7 +117,12 @@ impl Spool {
         let path = self.dir.join(file_name(generation));
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let punched = consumed - consumed % PAGE;
-        self.files.push_back(SpoolFile { generation, file, consumed, punched, unfinished: None });
+        let mut file = SpoolFile { generation, file, consumed, punched, unfinished: None };
+        // An earlier life may have ended between storing and punching.
+        if file.file.metadata()?.len() >= consumed {
+            file.punch()?;
+        }
+        self.files.push_back(file);
         Ok(())
     }
 
@@ -148,28 +156,29 @@ impl Spool {
     ) -> io::Result<Option<Chunk>> {
         let soft_limit = (!self.is_bounded).then_some(self.limit_bytes);
         let mut was_truncated = false;
-        while let Some(file) = self.files.front_mut() {
+        loop {
+            let has_next = self.files.len() > 1;
+            let Some(file) = self.files.front_mut() else { return Ok(None) };
             let size = file.file.metadata()?.len();
-            was_truncated |= file.restart_if_truncated(size);
+            was_truncated |= file.restart_if_truncated(size)?;
             let dropped_bytes = soft_limit.map_or(0, |limit| file.drop_beyond(limit, size));
             if file.skip_hole(size)? {
-                if self.files.len() > 1 {
+                if has_next {
                     self.remove_front()?;
                     continue;
                 }
-                return Ok(None);
+                if !was_truncated {
+                    return Ok(None);
+                }
             }
             buffer.resize(STEP_BYTES, 0);
             let length = file.file.read_at(buffer, file.consumed)?;
             buffer.truncate(length);
             let position = Position { generation: file.generation, offset: file.consumed };
             let at_size = file.consumed + u64::try_from(length).unwrap_or(0) >= size;
-            let is_over = is_over || self.files.len() > 1;
-            let Some(file) = self.files.front_mut() else { break };
-            let is_end = at_size && (is_over || file.is_stale(size, now));
+            let is_end = at_size && (is_over || has_next || file.is_stale(size, now));
             return Ok(Some(Chunk { position, is_end, was_truncated, dropped_bytes }));
         }
-        Ok(None)
     }
 
     /// Gives back the space of `bytes` more, which are stored now.
@@ -231,12 +240,22 @@ impl SpoolFile {
     }
 
     /// Somebody truncated the file, as `> /dev/stdout` in a shell does: its output begins anew.
-    fn restart_if_truncated(&mut self, size: u64) -> bool {
-        let is_truncated = size < self.consumed;
+    fn restart_if_truncated(&mut self, size: u64) -> io::Result<bool> {
+        let is_truncated = size < self.consumed || self.is_overwritten()?;
         if is_truncated {
             (self.consumed, self.punched) = (0, 0);
         }
-        is_truncated
+        Ok(is_truncated)
+    }
+
+    /// There is text again where a hole was made.
+    fn is_overwritten(&self) -> io::Result<bool> {
+        if self.consumed == 0 || self.punched != self.consumed {
+            return Ok(false);
+        }
+        let mut last = [0];
+        let length = self.file.read_at(&mut last, self.consumed - 1)?;
+        Ok(length > 0 && last != [0])
     }
 
     fn drop_beyond(&mut self, limit: u64, size: u64) -> u64 {
@@ -251,11 +270,15 @@ impl SpoolFile {
             return Ok(true);
         }
         let from = i64::try_from(self.consumed).map_err(|_| io::ErrorKind::InvalidData)?;
-        self.consumed = match lseek(&self.file, from, Whence::SeekData) {
+        let next = match lseek(&self.file, from, Whence::SeekData) {
             Ok(at) => u64::try_from(at).unwrap_or(self.consumed),
             Err(Errno::ENXIO) => size,
             Err(errno) => return Err(errno.into()),
         };
+        if self.punched == self.consumed {
+            self.punched = next;
+        }
+        self.consumed = next;
         Ok(self.consumed >= size)
     }
 
@@ -270,16 +293,18 @@ impl SpoolFile {
         }
     }
 
+    /// Makes zeros of what is consumed, and gives back its whole pages.
     fn punch(&mut self) -> io::Result<()> {
-        let end = self.consumed - self.consumed % PAGE;
-        let length = end.saturating_sub(self.punched);
-        let (Ok(from), Ok(length)) = (i64::try_from(self.punched), i64::try_from(length)) else {
+        // A page is given back only by a hole that covers all of it.
+        let start = self.punched - self.punched % PAGE;
+        let length = self.consumed - start;
+        let (Ok(from), Ok(length)) = (i64::try_from(start), i64::try_from(length)) else {
             return Ok(());
         };
-        if length > 0 {
+        if self.consumed > self.punched {
             let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             fallocate(&self.file, flags, from, length)?;
-            self.punched = end;
+            self.punched = self.consumed;
         }
         Ok(())
     }

@@ -304,6 +304,56 @@ fn unfinished_long_and_truncated_output() {
     });
 }
 
+/// What `echo text > /dev/stdout` does each time: no size tells that it has happened.
+#[test]
+fn output_written_anew_is_noticed_whatever_its_size() {
+    isolated("output_written_anew_is_noticed_whatever_its_size", |root| {
+        let bench = Bench::new(settings(root));
+        let out = bench.open();
+        let mut capture = bench.capture();
+        bench.apply_all(&mut capture, at(0));
+        let name = spool::file_name(spool::generations(&bench.spool())[0]);
+        let path = bench.spool().join(name);
+        let anew = |text: &str| {
+            let mut file = File::options().write(true).truncate(true).open(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        let mut said = Vec::new();
+        let mut step = |capture: &mut Capture<'_>, ms| {
+            let before = said.len();
+            capture.tick(at(ms));
+            said = bench.stored();
+            said[before..].iter().map(|(_, text)| text.clone()).collect::<Vec<_>>()
+        };
+        let lost = "output was lost: the output was truncated";
+        writeln!(&out, "tick").unwrap();
+        assert_eq!(step(&mut capture, 0), ["tick"]);
+        // As long, longer, shorter, and empty.
+        anew("tick\n");
+        assert_eq!(step(&mut capture, 500), ["tick", lost]);
+        anew("a longer text\nand another\n");
+        assert_eq!(step(&mut capture, 1000), ["a longer text", "and another", lost]);
+        anew("x\n");
+        assert_eq!(step(&mut capture, 1500), ["x", lost]);
+        anew("");
+        assert_eq!(step(&mut capture, 2000), [lost]);
+        // More than a page, and on in append mode.
+        let many = "y".repeat(99) + "\n";
+        anew(&many.repeat(100));
+        assert_eq!(step(&mut capture, 2500), vec!["y".repeat(99); 100]);
+        anew(&many.repeat(101));
+        assert_eq!(step(&mut capture, 3000).len(), 102);
+        writeln!(&out, "after").unwrap();
+        assert_eq!(step(&mut capture, 3500), ["after"]);
+        // The next life neither doubles what is stored nor misses what is written anew.
+        drop(capture);
+        let mut capture = bench.capture();
+        assert!(step(&mut capture, 4000).is_empty());
+        anew(&many.repeat(102));
+        assert_eq!(step(&mut capture, 4500).len(), 103);
+    });
+}
+
 #[test]
 fn noisy_instance_is_limited() {
     isolated("noisy_instance_is_limited", |root| {
