@@ -32,9 +32,11 @@ const RESERVED: [&str; 4] = ["PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE", "AOS_NO
 const IDENTIFIER: &str = "aos_servicemanager";
 /// Stands where a line was cut.
 const CUT: &str = "…";
+/// Target of messages about the way to the CM that another part than `cm` logs.
+pub const DELIVERY: &str = concat!(env!("CARGO_CRATE_NAME"), "::cm");
 /// Parts that deliver alerts: an alert about their failure would be the next one to fail.
 const NO_ALERTS: [&str; 4] = [
-    concat!(env!("CARGO_CRATE_NAME"), "::cm"),
+    DELIVERY,
     concat!(env!("CARGO_CRATE_NAME"), "::logs"),
     concat!(env!("CARGO_CRATE_NAME"), "::rpc"),
     "grpcio",
@@ -526,6 +528,22 @@ mod tests {
         let (report, rest) = after.split_once('\n').unwrap();
         assert!(report.ends_with("level=warning msg=\"log lines lost\" count=2"), "{report}");
         assert_eq!(rest, "next\nlast\n");
+    }
+
+    #[test]
+    fn failures_of_alerts_make_none() {
+        let check =
+            |target: &str, expect: bool| assert_eq!(makes_alerts(target), expect, "{target}");
+        check("aos_servicemanager::cm", false);
+        check("aos_servicemanager::cm::sender", false);
+        check("aos_servicemanager::logs::intake", false);
+        check("aos_servicemanager::rpc", false);
+        check("grpcio::channel", false);
+        check(DELIVERY, false);
+        check("aos_servicemanager::cmx", true);
+        check("aos_servicemanager::core::plan", true);
+        check("aos_servicemanager", true);
+        check(PANIC, true);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::cm::sender::CmTxCommand;
 use crate::core::{Effect, MonitorTarget, NodeConfigWork, Perform};
 use crate::daemon::deltas::Deltas;
 use crate::event_loop::LoopHandle;
+use crate::logger::DELIVERY;
 use crate::logs::alerts::AlertOutput;
 use crate::logs::capture::CaptureCommand;
 use crate::logs::intake::CaptureHandle;
@@ -300,7 +301,10 @@ impl World {
     /// A message that the CM waits for, or that changes its picture, must not be lost silently.
     fn answer(&self, queued: bool) {
         if !queued {
-            log::error!("a message for the CM cannot be queued, the connection begins anew");
+            log::error!(
+                target: DELIVERY,
+                "a message for the CM cannot be queued, the connection begins anew"
+            );
             let _ = self.parts.cm_rx.try_send(CmRxCommand::Resynchronise);
         }
     }
@@ -414,14 +418,7 @@ fn queued(thread: &str, queued: bool) {
 }
 
 fn refused(log_id: String, error: ErrorInfo) -> LogPart {
-    LogPart {
-        log_id,
-        part_count: 1,
-        part: 1,
-        error: Some(error),
-        status: LogStatus::Error,
-        ..LogPart::default()
-    }
+    LogPart { log_id, error: Some(error), status: LogStatus::Error, ..LogPart::default() }
 }
 
 /// Where the monitor's figures go.
@@ -457,7 +454,10 @@ impl MonitorOutput for MonitorOut {
     fn average(&self, session: Session, data: NodeMonitoring) {
         let report = CmReport::AverageMonitoring(data);
         if self.cm_tx.try_send(CmTxCommand::Report { session, report }).is_err() {
-            log::error!("average monitoring cannot be queued, the connection begins anew");
+            log::error!(
+                target: DELIVERY,
+                "average monitoring cannot be queued, the connection begins anew"
+            );
             let _ = self.cm_rx.try_send(CmRxCommand::Resynchronise);
         }
     }

@@ -359,6 +359,51 @@ pub(crate) mod tests {
         assert_eq!(alerts.next_report(), None);
     }
 
+    /// 10 000 different lines a second for a minute, by a clock that the test sets.
+    #[test]
+    fn a_flood_makes_a_bounded_number_and_none_is_uncounted() {
+        const LINES: u64 = 600_000;
+        let (settings, output) = (settings(), Collected::default());
+        let mut alerts = Alerts::new(&settings, &output);
+        let at = |n: u64| Now { mono: Duration::from_micros(n * 100), ..Now::default() };
+        let ident = crate::logs::tests::plan("i1").instance.ident.clone();
+        let who = StoredIdent::new(&ident, "1.0.0");
+        let id = InstanceId::new("i1");
+        let mut of_system = 0;
+        for n in 0..LINES {
+            let word: String = n.to_string().bytes().map(|b| char::from(b + 49)).collect();
+            if n % 10 == 0 {
+                of_system += 1;
+                alerts.system(word.as_bytes(), 5, at(n));
+            } else {
+                alerts.instance((&id, &who), word.as_bytes(), 5, at(n));
+            }
+            if alerts.next_report().is_some_and(|due| due <= at(n).mono) {
+                alerts.report(at(n), |_| Some(&who));
+            }
+        }
+        alerts.report(at(2 * LINES), |_| Some(&who));
+        let texts = output.texts();
+        let check = |source: &str, lines: u64| {
+            let of_source: Vec<&str> =
+                texts.iter().filter_map(|text| text.strip_prefix(source)).collect();
+            let told = |text: &str| {
+                let count = text.strip_suffix(" more messages were suppressed")?;
+                Some(count.parse::<u64>().unwrap())
+            };
+            let reported: Vec<u64> = of_source.iter().filter_map(|text| told(text)).collect();
+            let (suppressed, reports) = (reported.iter().sum::<u64>(), reported.len());
+            let sent = of_source.len() - reports;
+            // Ten at once, then one in six seconds; and one report a minute.
+            assert!((19..=20).contains(&sent), "{source} {sent}");
+            assert!((1..=2).contains(&reports), "{source} {reports}");
+            assert_eq!(suppressed + u64::try_from(sent).unwrap(), lines);
+        };
+        check("system: ", of_system);
+        check("service-i1 1.0.0: ", LINES - of_system);
+        assert_eq!(alerts.next_report(), None);
+    }
+
     #[test]
     fn ends_in_words() {
         let check = |exit: Exit, expect: &[(u8, &str)]| {

@@ -334,6 +334,50 @@ fn crash_windows() {
     assert_eq!(only(&parts).0, LogStatus::Absent);
 }
 
+/// Status, numbers and error of every situation of which there is something to say.
+#[test]
+fn statuses() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("messages");
+    write_plain(&file, b"Nov 14 22:13:19 host cron[1]: early\n", 0o600).unwrap();
+    let no_journal = LogSettings { system_log_files: Some(vec![file]), ..settings(root.path()) };
+    Store { settings: &no_journal }.instance("a").line("a", 0, "text").record(
+        "a",
+        Kind::Exited,
+        0,
+        (1, 1),
+        "exited with code 0",
+    );
+    let other = tempfile::tempdir().unwrap();
+    // A journal that cannot be read.
+    let broken = LogSettings { backend: Backend::Journal, ..settings(other.path()) };
+    Store { settings: &broken }.instance("a");
+    let of = |service| filter(Some(service), None, None);
+    let check = |settings: &LogSettings, kind: LogKind, from_ms, expect| {
+        let parts = answers(settings, &no_processes(), &request(kind.clone(), from_ms, None));
+        assert_eq!(only(&parts), expect, "{kind:?} {from_ms:?}");
+    };
+    let parts = answers(
+        &no_journal,
+        &no_processes(),
+        &request(LogKind::Instance(of("service-a")), None, None),
+    );
+    assert!(whole(&parts).ends_with(" text \n"));
+    let late = Some(1000);
+    let no_crash = "no instance crash found";
+    let absent = (LogStatus::Absent, 1, 1, "no service instance found");
+    check(&no_journal, LogKind::System, late, (LogStatus::Empty, 1, 1, ""));
+    check(&no_journal, LogKind::Instance(of("service-a")), late, (LogStatus::Empty, 1, 1, ""));
+    check(&no_journal, LogKind::Crash(of("service-a")), None, (LogStatus::Empty, 1, 1, no_crash));
+    check(&no_journal, LogKind::Instance(of("unknown")), None, absent);
+    check(&no_journal, LogKind::Crash(of("unknown")), None, absent);
+    let failed = (LogStatus::Error, 0, 0, "journalctl failed: exited with code 127");
+    check(&broken, LogKind::System, None, failed);
+    check(&broken, LogKind::Instance(of("service-a")), None, failed);
+    check(&broken, LogKind::Instance(of("unknown")), None, absent);
+    check(&broken, LogKind::Crash(of("unknown")), None, absent);
+}
+
 #[test]
 fn system_log() {
     let root = tempfile::tempdir().unwrap();
