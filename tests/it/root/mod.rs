@@ -6,6 +6,7 @@ mod hostile;
 mod kills;
 mod leaving;
 mod logs;
+mod noise;
 mod packages;
 mod platform;
 mod run;

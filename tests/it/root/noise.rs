@@ -1,0 +1,235 @@
+//! Instances and peers that make capture and alerts difficult: output opened by its path, floods, an
+//! outage longer than the spool, a stream to the CM that fails, messages of the kernel.
+
+use std::fs;
+
+use aos_servicemanager::sys::fs::write_plain;
+
+use super::logs::{has, logs_with, with_journal};
+use crate::common::need::{self, require};
+use crate::common::unit::{Setup, Unit};
+use crate::common::wait_until;
+
+/// Starts one instance of a service that is busybox with this script.
+fn start(unit: &mut Unit, service: &str, script: &str) {
+    unit.service(service, script, "");
+    unit.say(&format!("instance {service}"));
+    unit.say("run");
+    unit.say(&format!("wait active {service}"));
+}
+
+/// What a script waits for with `until [ -e /storage/<word> ]`.
+fn tell(unit: &Unit, service: &str, word: &str) {
+    let file = unit.path("sm/storages").join(format!("{service}_subject_0")).join(word);
+    write_plain(&file, b"", 0o644).unwrap();
+}
+
+fn until(word: &str) -> String {
+    format!("until [ -e /storage/{word} ]; do /busybox usleep 20000; done")
+}
+
+/// Alerts of all kinds that have this text.
+fn alerts(unit: &Unit, text: &str) -> Vec<String> {
+    let mut lines = unit.seen();
+    lines
+        .retain(|line| line.contains("<- sm  ") && line.contains("Alert: ") && line.contains(text));
+    lines
+}
+
+#[test]
+fn output_is_opened_by_its_path() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let script = [
+        "echo user $(/busybox id -u), a line that is longer than the next one",
+        &until("anew"),
+        "echo written anew > /dev/stdout",
+        "echo appended >> /dev/stdout",
+        "echo added as error >> /dev/stderr",
+        &until("a"),
+        // Each as long as the one before it.
+        "echo tick a > /dev/stdout",
+        &until("b"),
+        "echo tick b > /dev/stdout",
+        &until("c"),
+        "echo tick c > /dev/stdout",
+        &until("end"),
+        "echo as at first",
+        "exec /busybox sleep 10000",
+    ];
+    start(&mut unit, "web", &script.join("; "));
+    let pid = unit.pid_of("web/subject/0");
+    let lines = logs_with(&mut unit, "web", " user ");
+    assert!(!has(&lines, " user 0,"), "{lines:?}");
+    tell(&unit, "web", "anew");
+    let lines = logs_with(&mut unit, "web", "added as error");
+    for text in ["written anew", " appended ", "output was lost: the output was truncated"] {
+        assert!(has(&lines, text), "{text}: {lines:?}");
+    }
+    for word in ["a", "b", "c"] {
+        tell(&unit, "web", word);
+        logs_with(&mut unit, "web", &format!(" tick {word} "));
+    }
+    tell(&unit, "web", "end");
+    let lines = logs_with(&mut unit, "web", " as at first ");
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    for text in [" user ", "written anew", " appended ", "tick a", "tick b", "tick c"] {
+        assert_eq!(count(text), 1, "{text}: {lines:?}");
+    }
+    assert_eq!(unit.pid_of("web/subject/0"), pid);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn an_outage_that_is_longer_than_the_spool() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let filler = "x".repeat(100);
+    let script = [
+        "echo the first line",
+        &until("go"),
+        &format!("i=0; while echo number $i {filler}; do i=$((i+1)); done"),
+        "echo it is full > /storage/full",
+        &until("end"),
+        "echo the last line",
+        "exec /busybox sleep 10000",
+    ];
+    start(&mut unit, "web", &script.join("; "));
+    let before = unit.pid_of("web/subject/0");
+    logs_with(&mut unit, "web", "the first line");
+    unit.kill_daemon();
+    tell(&unit, "web", "go");
+    // It neither waits nor dies.
+    unit.expect_stored("web/subject/0", "full", "it is full");
+    unit.start_daemon();
+    unit.say("wait registered");
+    logs_with(&mut unit, "web", "output was lost: the spool was full");
+    tell(&unit, "web", "end");
+    let lines = logs_with(&mut unit, "web", "the last line");
+    for text in ["the first line", "were written while nothing captured them", " number 1000 x"] {
+        assert!(has(&lines, text), "{text}");
+    }
+    assert_eq!(unit.pid_of("web/subject/0"), before);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+/// Words instead of numbers, which would be taken for repetitions.
+fn a_flood_of_errors(mut unit: Unit) -> Unit {
+    let digits = "a b c d e f g h i j";
+    let script = format!(
+        "{}; for a in {digits}; do for b in {digits}; do for c in {digits}; do for d in {digits}; \
+         do echo \"<3>flood $a$b$c$d\"; done; done; done; done; echo done > /storage/done; \
+         exec /busybox sleep 10000",
+        until("go")
+    );
+    start(&mut unit, "loud", &script);
+    let quiet = format!("{}; echo \"<3>a single error\"; exec /busybox sleep 10000", until("go"));
+    start(&mut unit, "quiet", &quiet);
+    unit.look();
+    tell(&unit, "loud", "go");
+    unit.expect_stored("loud/subject/0", "done", "done");
+    // Noise does not hide what others have to say.
+    tell(&unit, "quiet", "go");
+    unit.say("wait text 'quiet/subject/0 version 1.0.0: a single error'");
+    wait_until("alerts of the flood", || alerts(&unit, "loud/subject/0").len() >= 10);
+    wait_until("the end of the flood", || {
+        unit.say("logs loud");
+        unit.say("wait logs");
+        has(&unit.seen(), " flood jjjj ")
+    });
+    // Ten at once, then one in six seconds: the test does not take minutes.
+    let found = alerts(&unit, "loud/subject/0").len();
+    assert!(found < 60, "{found} alerts");
+    unit
+}
+
+#[test]
+fn a_flood_of_errors_without_a_journal() {
+    require!(root, memory, runc, busybox);
+    let mut unit = a_flood_of_errors(Setup::new().registered());
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn a_flood_of_errors_with_a_journal() {
+    require!(root, memory, runc, busybox, journald);
+    let (unit, journald) = with_journal();
+    let mut unit = a_flood_of_errors(unit);
+    unit.stop_daemon();
+    unit.nothing_left();
+    journald.stop();
+}
+
+/// The daemon's errors while nobody takes them: each is told once, and none about the stream.
+#[test]
+fn errors_while_the_stream_fails_do_not_multiply() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let busybox = need::program("busybox").unwrap();
+    let config = r#"config='{"runParameters":{"startInterval":"60s","restartInterval":"50ms"}}'"#;
+    unit.say(&format!(
+        "service web {busybox} entrypoint=/busybox cmd=sh cmd=-c \
+         cmd='{}; echo \"<3>cannot go on\"; exit 3' {config}",
+        until("go")
+    ));
+    unit.say("instance web");
+    unit.say("run");
+    unit.say("wait active web");
+    unit.look();
+    unit.say("link refuse");
+    unit.say("link end");
+    unit.expect("refused: ");
+    tell(&unit, "web", "go");
+    unit.expect_log("msg=\"gives up\"");
+    unit.expect("refused: ");
+    unit.say("link down");
+    unit.say("link accept");
+    unit.look();
+    unit.say("link up");
+    unit.say("wait registered");
+    unit.say("wait text 'coreAlert: aos-servicemanager: gives up instance='");
+    for _ in 0..3 {
+        unit.say("link end");
+        unit.say("wait disconnected");
+        unit.say("wait registered");
+    }
+    let core = alerts(&unit, "coreAlert");
+    assert!(core.len() == 1, "{core:?}");
+    let all = alerts(&unit, "");
+    assert!(all.len() < 20, "{all:?}");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn messages_of_the_kernel_become_alerts() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let Ok(mut kernel) = fs::OpenOptions::new().write(true).open("/dev/kmsg") else {
+        println!("SKIP {}: no /dev/kmsg", need::test_name());
+        unit.stop_daemon();
+        return;
+    };
+    // The kernel notes that a program has written it.
+    std::io::Write::write_all(&mut kernel, b"<2>aos test: of a program").unwrap();
+    // The kernel itself, by a name that no other process has: digits do not count.
+    let program = unit.path("busybox-kmsg");
+    fs::copy(need::program("busybox").unwrap(), &program).unwrap();
+    unit.look();
+    unit.say(&format!(
+        "service hungry {} entrypoint=/busybox-kmsg cmd=sh cmd=-c cmd='{}' \
+         config='{{\"quotas\":{{\"ramLimit\":16777216}}}}'",
+        program.display(),
+        "/busybox-kmsg sleep 0.5; exec /busybox-kmsg dd if=/dev/zero of=/dev/null bs=64M count=1",
+    ));
+    unit.say("instance hungry");
+    unit.say("run");
+    let line = unit.expect("systemAlert: Memory cgroup out of memory: Killed process");
+    assert!(line.contains("(busybox-kmsg)"), "{line}");
+    assert!(!has(&unit.seen(), "of a program"));
+    unit.stop_daemon();
+    unit.nothing_left();
+}
