@@ -100,7 +100,7 @@ fn measure() -> Outcome<bool> {
     table.finish(args::value("--json")?.as_deref())
 }
 
-/// A net thread and its files.
+/// A net thread and its files, which are on a tmpfs as those of the daemon are.
 struct Place {
     net: NetHandle,
     events: Receiver<Event>,
@@ -117,7 +117,8 @@ impl Place {
         // As core does, somebody takes what is reported.
         let (sender, events) = bounded(100_000);
         let thread = thread::spawn(move || thread.run(sender));
-        let place = Self { net, events, thread, etc: tempfile::tempdir()?, ns: HostNs::open()? };
+        let place =
+            Self { net, events, thread, etc: tempfile::tempdir_in("/run")?, ns: HostNs::open()? };
         let (id, subnet) = (NetworkId::new(NETWORK.0), NETWORK.1.to_owned());
         let params = NetworkParams { id, subnet, ip: NODE.to_string(), vlan_id: 0 };
         place.net.try_update(vec![params]);
