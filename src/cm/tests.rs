@@ -319,7 +319,8 @@ fn a_cm_that_stays_silent_is_left() {
     let mut call = bed.call();
     assert_eq!(kind(&call.message()), "node_config_status");
     bed.lost(session);
-    assert!(matches!(call.recv(), Some(Err(_))), "the old stream is cancelled");
+    // Cancelled, which its server hears as an error or as the end.
+    assert!(matches!(call.recv(), Some(Err(_)) | None), "the old stream goes on");
     assert_eq!(bed.connected(), Session(2));
 }
 

@@ -43,6 +43,9 @@ pub const LOG_MAX: usize = 4096;
 /// Lines of the error output that are reported, the last ones.
 const COMPLAINT_LINES: usize = 3;
 
+/// Reported when they have been taken out of the sink before they could be read there.
+const IN_THE_LOG: &str = "its words are in the log of the instance";
+
 /// What a pipe holds at most, in bytes.
 const PIPE_MAX: u64 = 64 << 10;
 
@@ -477,8 +480,14 @@ impl Complaint {
             }
             Self::Unread => return None,
         };
+        // The log thread may have taken it by now, and leaves zeros.
+        let is_taken = length > 0 && buffer[..length].iter().all(|byte| *byte == 0);
+        if is_taken {
+            return Some(IN_THE_LOG.to_owned());
+        }
         let text = String::from_utf8_lossy(&buffer[..length]);
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let lines = text.lines().map(|line| line.trim_matches(['\0', ' ', '\t', '\r']));
+        let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
         let from = lines.len().saturating_sub(COMPLAINT_LINES);
         (!lines.is_empty()).then(|| lines[from..].join("; "))
     }

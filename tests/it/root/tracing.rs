@@ -16,7 +16,7 @@ const MOST_SENDS: usize = 8;
 const OTHER_SENDS: usize = 8;
 /// All calls of the net thread for one instance that comes and goes: some 50, and 5 more in a build
 /// with debug assertions.
-const MOST_CALLS: usize = 60;
+const MOST_CALLS: usize = 64;
 /// How a thread waits, and hears what the kernel announces to everybody.
 const WAITING: [&str; 5] = ["epoll_wait", "futex", "recvfrom", "restart_syscall", "sched_yield"];
 
