@@ -6,6 +6,7 @@
 //! drops what nobody claimed. Foreign tables, chains and rules are never touched.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::Ipv4Addr;
 
 use log::{debug, warn};
@@ -23,6 +24,7 @@ use super::shaping;
 use super::wire::Messages;
 use crate::model::id::InstanceId;
 use crate::model::traffic::{Traffic, Volume};
+use crate::sys::is_errno;
 use crate::sys::netlink::Family;
 
 /// Keys of one message: 256 keys of 32 bytes stay below the 64 KiB of an attribute.
@@ -39,7 +41,10 @@ const FEATURE: &str = "nf_tables with nat, masquerade and conntrack";
 /// The firewall of the node; without a channel it is switched off by configuration.
 #[derive(Debug)]
 pub(super) struct Firewall {
+    /// `None` = switched off, or missing.
     channel: Option<Channel>,
+    /// The kernel does not even have the protocol: everything that needs rules fails.
+    missing: bool,
     policy: Policy,
     /// Our rules stand in the kernel.
     installed: bool,
@@ -73,19 +78,36 @@ struct Found {
     objects: Vec<(u32, String)>,
 }
 
+/// The kernel has no netlink of this family.
+pub(super) fn lacks_protocol(error: &io::Error) -> bool {
+    is_errno(error, Errno::EPROTONOSUPPORT)
+}
+
 impl Firewall {
     /// Opens the channel; nothing is changed yet.
     pub(super) fn open(enabled: bool, policy: Policy) -> Result<Self, Error> {
-        let channel = enabled.then(|| Channel::open(Family::Netfilter)).transpose()?;
+        let (channel, missing) = match enabled.then(|| Channel::open(Family::Netfilter)) {
+            None => (None, false),
+            Some(Ok(channel)) => (Some(channel), false),
+            Some(Err(Error::Socket { source, .. })) if lacks_protocol(&source) => (None, true),
+            Some(Err(error)) => return Err(error),
+        };
         let (entries, meters) = (BTreeSet::new(), BTreeMap::new());
         let (settled, node) = (None, Volume::default());
-        Ok(Self { channel, policy, installed: false, entries, meters, settled, node })
+        Ok(Self { channel, missing, policy, installed: false, entries, meters, settled, node })
+    }
+
+    fn check_missing(&self) -> Result<(), Error> {
+        let (operation, errno) = ("open netlink socket", Errno::EPROTONOSUPPORT);
+        let refusal = Refusal { index: 0, operation, errno, text: String::new() };
+        if self.missing { Err(Error::Kernel(refusal).naming(FEATURE)) } else { Ok(()) }
     }
 
     /// Installs the rules, with the entries and counters that an earlier life of the daemon has
     /// left; the node has counted at least `node` before.
     pub(super) fn start(&mut self, node: Volume) -> Result<(), Error> {
         self.node = node;
+        self.check_missing()?;
         let Some(channel) = &mut self.channel else { return Ok(()) };
         self.entries = left_entries(channel).map_err(|error| error.lacking(FEATURE))?;
         self.meters = left_meters(channel).map_err(|error| error.lacking(FEATURE))?;
@@ -103,6 +125,7 @@ impl Firewall {
 
     /// Makes everything anew in one transaction. Counters go on with what they have counted.
     pub(super) fn rebuild(&mut self) -> Result<(), Error> {
+        self.check_missing()?;
         let Some(channel) = &mut self.channel else { return Ok(()) };
         (self.installed, self.settled) = (false, None);
         let before = generation(channel);
@@ -281,6 +304,9 @@ impl Firewall {
     }
 
     fn change(&mut self, added: &Share, removed: &Share) -> Result<(), Error> {
+        if !added.entries.is_empty() || !added.meters.is_empty() {
+            self.check_missing()?;
+        }
         let Some(channel) = &mut self.channel else { return Ok(()) };
         if !self.installed {
             return self.change_and_rebuild(added, removed);

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use super::accounting::Gauge;
 use super::domain::{Bridged, Domain, chain};
 use super::error::Error;
+use super::firewall::lacks_protocol;
 use super::listing::{self, Count};
 use super::rtnl::{self, INSTANCE_INTERFACE, Index, Link};
 use super::rules::TABLE;
@@ -39,7 +40,7 @@ const RECEIVE_BYTES: usize = 32 * 1024;
 #[derive(Debug)]
 pub(super) struct Notices {
     links: Netlink,
-    /// `None` = the firewall is switched off.
+    /// `None` = the firewall is switched off, or the kernel has none.
     rules: Option<Netlink>,
     /// Somebody changed our rules.
     pub(super) rules_changed: bool,
@@ -56,10 +57,13 @@ impl Notices {
             Ok(socket)
         };
         let links = listen(Family::Route, &rtnl::NOTICE_GROUPS, LINKS).map_err(failed)?;
-        let rules = firewall
-            .then(|| listen(Family::Netfilter, &RULE_GROUPS, RULES))
-            .transpose()
-            .map_err(failed)?;
+        let rules = match firewall.then(|| listen(Family::Netfilter, &RULE_GROUPS, RULES)) {
+            None => None,
+            Some(Ok(socket)) => Some(socket),
+            // What needs rules says so when it is asked for.
+            Some(Err(error)) if lacks_protocol(&error) => None,
+            Some(Err(error)) => return Err(failed(error)),
+        };
         Ok(Self { links, rules, rules_changed: false, rebuild_after: Duration::ZERO })
     }
 

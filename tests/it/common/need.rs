@@ -123,6 +123,11 @@ pub fn netfilter() -> Result<(), String> {
     netlink(SockProtocol::NetlinkNetFilter).map(drop).map_err(|e| format!("no netfilter: {e}"))
 }
 
+/// The opposite of `netfilter`.
+pub fn no_netfilter() -> Result<(), String> {
+    netfilter().map_or(Ok(()), |()| Err("this kernel has netfilter".to_owned()))
+}
+
 /// Interfaces of VLANs.
 pub fn vlan() -> Result<(), String> {
     let space = Space::new(Groups::Host);

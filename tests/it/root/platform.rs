@@ -422,3 +422,20 @@ fn disk_use_is_unknown_where_no_quota_is_kept() {
     unit.stop_daemon();
     unit.nothing_left();
 }
+
+#[test]
+fn a_kernel_without_firewall_runs_nothing_unfiltered() {
+    on_platform!(no_netfilter);
+    require!(root, memory, crun, busybox);
+    let mut unit = Setup::new().set("network.firewall", "nft").registered();
+    unit.sleeper("one");
+    unit.say("instance one index=1 ip=none");
+    unit.say("run");
+    unit.say("wait failed one/*/0");
+    let line = unit.expect("one/subject/0 version 1.0.0 failed error: ");
+    assert!(line.contains("kernel lacks nf_tables"), "{line}");
+    // What has no network needs no rules.
+    unit.say("wait active one/*/1");
+    unit.stop_daemon();
+    unit.nothing_left();
+}
