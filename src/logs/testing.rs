@@ -47,7 +47,12 @@ impl Journald {
 
     fn wait(&self) {
         let dir = self.dir();
-        wait_until("journald listens", || UnixStream::connect(dir.join("stdout")).is_ok());
+        // It opens one after the other.
+        wait_until("journald listens", || {
+            let datagrams = UnixDatagram::unbound().unwrap();
+            UnixStream::connect(dir.join("stdout")).is_ok()
+                && datagrams.connect(dir.join("socket")).is_ok()
+        });
     }
 
     /// Directory of its sockets.

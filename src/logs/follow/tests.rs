@@ -163,6 +163,7 @@ fn a_cursor_of_another_journal_is_no_obstacle() {
         let place = Cursor::parse(&foreign);
         let mut bench = Bench::new(&settings, &processes, place, 0);
         bench.turn();
+        wait_until("the time of the cursor", || SystemClock.now().wall_ms * 1000 > now_us);
         journald.say("PRIORITY=3\nMESSAGE=new\n");
         assert_eq!(bench.until("new"), ["new"], "what is older than the cursor is skipped");
     });
