@@ -36,6 +36,8 @@ impl Token {
         token.unit.sleeper("one");
         token.unit.say("run");
         token.unit.say("wait active one");
+        // Before that nobody hears of changes.
+        token.unit.expect("subscribed to certificate");
         token.unit.say("cert renew");
         token.unit.expect("stream 2 from");
         assert!(first.exists());

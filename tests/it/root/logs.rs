@@ -57,6 +57,8 @@ pub(super) fn with_journal() -> (Unit, Journald) {
 /// What a request gives.
 fn logs(unit: &mut Unit, what: &str) -> Vec<String> {
     unit.look();
+    // A daemon that has just started may not be there yet.
+    unit.say("wait registered");
     unit.say(&format!("logs {what}"));
     unit.say("wait logs");
     unit.seen()
