@@ -59,8 +59,9 @@ pub trait Bundles: Send + Sync {
     /// Makes the bundle directory with an empty `mounts/etc`; an old one is removed first.
     /// Returns the directory.
     fn prepare(&self, id: &InstanceId) -> Result<PathBuf, Failure>;
-    /// State file, storage directory, mount points, overlay mount and `config.json`.
-    fn build(&self, plan: &StartPlan) -> Result<(), Failure>;
+    /// State file, storage directory, mount points, overlay mount and `config.json`. Returns why
+    /// the kernel may not be able to execute the program.
+    fn build(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Failure>;
     /// Path of the bundle of an instance, whether or not it exists.
     fn path(&self, id: &InstanceId) -> PathBuf;
     /// Writes the record atomically.

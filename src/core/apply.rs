@@ -366,8 +366,11 @@ impl State {
         let Some(instance) = self.instances.get_mut(id) else { return };
         let early_exit = instance.early_exit.take();
         match result {
-            Ok(Started { pid }) => {
+            Ok(Started { pid, doubt }) => {
                 log::info!("started instance={id} ident={} pid={pid}", instance.desired.ident);
+                if instance.phase == Phase::Starting(StartKind::Fresh) {
+                    instance.doubt = doubt;
+                }
                 instance.phase = Phase::Running;
                 instance.failed_removals = 0;
                 instance.running_since = now.mono;
@@ -407,7 +410,7 @@ impl State {
         let Some(instance) = self.instances.get_mut(id) else { return };
         let early_exit = instance.early_exit.take();
         match result {
-            Ok(Started { pid }) => {
+            Ok(Started { pid, .. }) => {
                 log::info!("adopted instance={id} ident={} pid={pid}", instance.desired.ident);
                 instance.phase = Phase::Running;
                 instance.left = None;
@@ -445,9 +448,7 @@ impl State {
                     instance.desired.ident,
                     up.as_millis()
                 );
-                let fault =
-                    ErrorInfo { exit_code: exit.code(), ..ErrorInfo::text(exit.to_string()) };
-                instance.fault = Some(fault);
+                instance.fault = Some(instance.fault_of(exit));
                 instance.note_exit();
                 instance.phase = Phase::Dead;
             }
@@ -547,6 +548,15 @@ impl Instance {
         self.fault = Some(ErrorInfo::text("unkillable: its processes do not end after SIGKILL"));
     }
 
+    /// A program that the kernel cannot load looks like one that ends with code 1.
+    fn fault_of(&self, exit: Exit) -> ErrorInfo {
+        let text = match &self.doubt {
+            Some(doubt) if exit == Exit::Code(1) => format!("{exit}, probably because {doubt}"),
+            _ => exit.to_string(),
+        };
+        ErrorInfo { exit_code: exit.code(), ..ErrorInfo::text(text) }
+    }
+
     fn note_exit(&mut self) {
         if let Verdict::Held { exited, .. } = &mut self.verdict {
             *exited = true;
@@ -573,6 +583,7 @@ impl Instance {
         self.data = Data::Local;
         self.limiter = Default::default();
         self.early_exit = None;
+        self.doubt = None;
         if self.phase == Phase::Absent {
             self.restarts = 0;
         }

@@ -175,6 +175,8 @@ pub struct Instance {
     pub pid: u32,
     /// The end of a container whose start job has not answered yet, with its pid.
     pub early_exit: Option<(u32, Exit)>,
+    /// Why the kernel may not be able to execute the program of the running container.
+    pub doubt: Option<Box<str>>,
     pub verdict: Verdict,
     pub secret: Secret,
     pub data: Data,
@@ -215,6 +217,7 @@ impl Instance {
             running_since: Duration::ZERO,
             pid: 0,
             early_exit: None,
+            doubt: None,
             verdict: Verdict::Given,
             secret: Secret::None,
             data: Data::Local,

@@ -66,7 +66,7 @@ mod tests {
             let plan = AdoptPlan { id: plan.id.clone(), record, plan };
             let (result, made) = Fake::failing(failing).run(|ports| adopt(ports, &plan));
             assert_eq!(made, calls, "{failing:?}");
-            assert_eq!(result.ok(), expect.then_some(Started { pid }), "{failing:?}");
+            assert_eq!(result.ok(), expect.then_some(Started { pid, doubt: None }), "{failing:?}");
         };
         check(12, &[], "adopt-network adopt", true);
         check(12, &["adopt-network"], "adopt-network", false);

@@ -84,7 +84,7 @@ impl Runtime for Fake {
         self.call("start")
     }
     fn adopt(&self, _: &InstanceId, record: &Record) -> Result<Started, Failure> {
-        self.call("adopt").map(|()| Started { pid: record.pid })
+        self.call("adopt").map(|()| Started { pid: record.pid, doubt: None })
     }
     fn kill(&self, ids: &[InstanceId]) -> BTreeMap<InstanceId, Failure> {
         let failure = self.call("kill").err();
@@ -105,8 +105,8 @@ impl Bundles for Fake {
     fn prepare(&self, _: &InstanceId) -> Result<PathBuf, Failure> {
         self.call("prepare").map(|()| "/bundle".into())
     }
-    fn build(&self, _: &StartPlan) -> Result<(), Failure> {
-        self.call("build")
+    fn build(&self, _: &StartPlan) -> Result<Option<Box<str>>, Failure> {
+        self.call("build").map(|()| Some("doubt".into()))
     }
     fn path(&self, _: &InstanceId) -> PathBuf {
         "/bundle".into()

@@ -49,8 +49,9 @@ fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started
     ports.network.attach(&network_plan(plan, &bundle))?;
 
     fault::point("start step");
-    ports.bundles.build(plan)?;
-    container(ports, plan, &bundle, stdio, undo)
+    let doubt = ports.bundles.build(plan)?;
+    let started = container(ports, plan, &bundle, stdio, undo)?;
+    Ok(Started { doubt, ..started })
 }
 
 /// Sink and container on the bundle, mounts and network that are still there. A failure takes
@@ -76,7 +77,7 @@ fn container(
     fault::point("start step");
     ports.runtime.start(&plan.id)?;
     fault::point("start step");
-    Ok(Started { pid: init.pid })
+    Ok(Started { pid: init.pid, doubt: None })
 }
 
 /// What the network needs to know of an instance, for a start as for an adoption.
@@ -169,7 +170,10 @@ mod tests {
         let unkillable = failing.contains(&"kill") && failing.contains(&"delete");
         assert_eq!(outcome.unkillable, unkillable, "{kind:?} {failing:?}");
         let expect = match failing.first() {
-            None => Ok(Started { pid: 4242 }),
+            None => {
+                let doubt = (kind == StartKind::Fresh).then(|| "doubt".into());
+                Ok(Started { pid: 4242, doubt })
+            }
             Some(first) => Err(Failure::text(format!("{first} failed"))),
         };
         assert_eq!(outcome.result, expect);

@@ -278,9 +278,11 @@ pub enum JobDone {
 pub type DiskFigures = Vec<(PathBuf, Result<u64, String>)>;
 
 /// A running container.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Started {
     pub pid: u32,
+    /// Why the kernel may not be able to execute its program; told by fresh starts alone.
+    pub doubt: Option<Box<str>>,
 }
 
 /// Teardown goes on after errors; all of them are here.

@@ -18,7 +18,7 @@ use crate::model::job::{Record, StartPlan};
 use crate::ports::{Bundles, InstanceData};
 use crate::runtime::spec::{self, Resolved, SpecSettings};
 use crate::runtime::storage::{self, Owner};
-use crate::runtime::{devices, record, rootfs};
+use crate::runtime::{devices, program, record, rootfs};
 use crate::sys::{fs as files, mount, process};
 
 /// Entries of `/` that instances see when the configuration names none.
@@ -147,7 +147,7 @@ impl BundleStore {
         Ok(bundle)
     }
 
-    fn build_bundle(&self, plan: &StartPlan) -> Result<(), Error> {
+    fn build_bundle(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Error> {
         let bundle = self.bundle(&plan.id)?;
         let spec = spec::build(plan, &self.settings.spec, &self.resolve(plan)?)?;
         let mounts = bundle.join("mounts");
@@ -156,10 +156,12 @@ impl BundleStore {
         let known = self.prepared(plan);
         rootfs::make_mount_points(&mounts, &spec.mounts, &layers, &self.host, &known)?;
         layers.insert(0, mounts);
-        let used = rootfs::mount(&layers, &self.host, &bundle.join("rootfs"))?;
+        let root = bundle.join("rootfs");
+        let used = rootfs::mount(&layers, &self.host, &root)?;
         let link = bundle.join(HOST_LINK);
         symlink(&used, &link).map_err(|source| Error::Create { path: link, source })?;
-        self.write(&bundle.join("config.json"), &spec.to_json())
+        self.write(&bundle.join("config.json"), &spec.to_json())?;
+        Ok(program::doubt(&root, &spec.process, &spec.mounts))
     }
 
     /// Looks up on the host what the plan only names, and makes what is missing of its data.
@@ -295,7 +297,7 @@ impl Bundles for BundleStore {
         self.prepare_bundle(id).map_err(|error| Failure::lasting(&error))
     }
 
-    fn build(&self, plan: &StartPlan) -> Result<(), Failure> {
+    fn build(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Failure> {
         self.build_bundle(plan).map_err(|error| Failure::lasting(&error))
     }
 

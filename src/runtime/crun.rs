@@ -294,7 +294,7 @@ impl Crun {
         }
         self.watch(id, pid, pidfd)?;
         self.check_limits(id);
-        Ok(Started { pid })
+        Ok(Started { pid, doubt: None })
     }
 
     fn check_limits(&self, id: &InstanceId) {

@@ -16,6 +16,7 @@ mod enforce;
 pub mod env;
 pub mod limits;
 pub mod oci;
+mod program;
 pub mod record;
 pub mod rootfs;
 pub mod storage;

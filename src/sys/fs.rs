@@ -13,15 +13,25 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
-use crate::sys::{is_errno, retry};
+use crate::sys::{fault, is_errno, retry};
 
 pub use crate::sys::tree::{clear_dir, remove_tree};
 
 /// Replaces a file so that a crash at any moment leaves the old or the new content: temporary
 /// file, fsync, rename, fsync of the directory.
 pub fn write_atomic(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    replace(path, content, mode, File::sync_all)?;
-    sync_dir(parent(path))
+    fault::point("file step");
+    let flush = |file: &File| {
+        fault::point("file step");
+        file.sync_all()?;
+        fault::point("file step");
+        Ok(())
+    };
+    replace(path, content, mode, flush)?;
+    fault::point("file step");
+    sync_dir(parent(path))?;
+    fault::point("file step");
+    Ok(())
 }
 
 /// Replaces a file by rename without any flush: for tmpfs, where readers matter but power does
@@ -126,6 +136,17 @@ pub fn open_beneath(
         Err(error) if is_errno(&error, Errno::ENOSYS) => walk(root, &names, flags, mode),
         other => other,
     }
+}
+
+/// Opens an existing regular file for reading as a process would whose root is `root`: absolute
+/// paths and symbolic links begin there. Never waits for the other end of a FIFO.
+/// `ENOSYS` = the kernel (before Linux 5.6) cannot.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags).resolve(resolve);
+    let file = File::from(retry(|| openat2(root, path, how))?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(Errno::EACCES.into()) }
 }
 
 /// `open_beneath` one name at a time.

@@ -509,7 +509,7 @@ fn only_the_recorded_process_is_adopted(bench: &Bench) {
     let inner = bench.crun.groups.processes(&id()).unwrap();
     assert_eq!(inner, [init.pid].into());
     let adopted = crun.adopt(&id(), &record(init.pid, init.start_time)).unwrap();
-    assert_eq!(adopted, Started { pid: init.pid });
+    assert_eq!(adopted, Started { pid: init.pid, doubt: None });
     assert!(crun.kill(&[id()]).is_empty());
     bench.expect_exit(Exit::Signal(9));
     check(init.pid, init.start_time, "has ended");

@@ -52,6 +52,8 @@ struct Inner {
     damaged: BTreeSet<PathBuf>,
     pub installs: Vec<String>,
     unkillable: BTreeSet<InstanceId>,
+    /// Said of every program.
+    doubt: Option<String>,
     fail_starts: bool,
     bad_networks: BTreeMap<NetworkId, String>,
     /// Images that the disk has room for.
@@ -138,6 +140,11 @@ impl Host {
     }
 
     /// The next `count` containers end as soon as they are started.
+    /// From now on every program looks as if the kernel could not execute it.
+    pub fn doubt_programs(&self, why: &str) {
+        self.lock().doubt = Some(why.to_owned());
+    }
+
     pub fn stillborn(&self, count: u64) {
         self.lock().stillborn = count;
     }
@@ -331,7 +338,7 @@ impl Runtime for Host {
         let mut inner = self.lock();
         inner.call("adopt")?;
         let found = inner.containers.get(id).filter(|c| c.running && c.pid == record.pid);
-        found.map(|c| Started { pid: c.pid }).ok_or_else(|| failure("identity"))
+        found.map(|c| Started { pid: c.pid, doubt: None }).ok_or_else(|| failure("identity"))
     }
 
     fn kill(&self, ids: &[InstanceId]) -> BTreeMap<InstanceId, Failure> {
@@ -378,7 +385,7 @@ impl Bundles for Host {
         Ok(Bundles::path(self, id))
     }
 
-    fn build(&self, plan: &StartPlan) -> Result<(), Failure> {
+    fn build(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Failure> {
         let mut inner = self.lock();
         inner.call("build")?;
         assert!(inner.images.contains(&plan.service.path), "the image of a started service exists");
@@ -389,7 +396,7 @@ impl Bundles for Host {
         inner.rootfs.insert(plan.id.clone(), plan.service.path.clone());
         inner.secrets.insert(plan.id.clone(), secret);
         inner.built.insert(plan.id.clone(), plan.service.key.version.to_string());
-        Ok(())
+        Ok(inner.doubt.as_deref().map(Box::from))
     }
 
     fn path(&self, id: &InstanceId) -> PathBuf {

@@ -42,6 +42,28 @@ fn exit_kinds() {
 }
 
 #[test]
+fn a_program_that_looks_bad_explains_code_1() {
+    let mut unit = running(2);
+    unit.host.doubt_programs("\"/x\" is empty");
+    // The running one was looked at before; so was its next container, on the same bundle.
+    unit.host.exit(&unit.id_of("a"), Exit::Code(1));
+    unit.settle();
+    assert_eq!(unit.deltas(), ["a failed(1) 1 exited with code 1", "a active 1"]);
+    unit.run(request(&[("a", "1"), ("b", "2")]));
+    unit.settle();
+    unit.host.exit(&unit.id_of("b"), Exit::Code(2));
+    unit.settle();
+    // Statuses of one instance are a second apart.
+    unit.advance(Duration::from_secs(2));
+    unit.host.exit(&unit.id_of("b"), Exit::Code(1));
+    unit.host_events();
+    let deltas = unit.deltas();
+    let why = "b failed(1) 2 exited with code 1, probably because \"/x\" is empty";
+    assert!(deltas.contains(&"b failed(2) 2 exited with code 2".to_owned()), "{deltas:?}");
+    assert_eq!(deltas.last().map(String::as_str), Some(why));
+}
+
+#[test]
 fn the_start_limit_ends_a_crash_loop() {
     let mut unit = running(3);
     let id = unit.id_of("a");
