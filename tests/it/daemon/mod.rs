@@ -2,6 +2,7 @@
 
 mod command_line;
 mod database;
+mod node_file;
 mod peers;
 mod requests;
 mod token;
