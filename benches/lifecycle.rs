@@ -15,17 +15,16 @@
 mod unit;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SIGKILL;
 use unit::bare::Bare;
 use unit::host::{self, Host};
 use unit::table::{Bar, Table};
 use unit::{
     Outcome, PATIENCE, POLL_SECONDS, Unit, args, changed, median, milliseconds, percentile, proc,
+    with_each,
 };
 
 /// After so long without output the captured logs are looked at less often.
@@ -36,37 +35,22 @@ fn main() -> ExitCode {
 }
 
 fn measure(host: &Host) -> Outcome<bool> {
-    let mut table = Table::new("lifecycle");
-    let mut runtimes = args::runtimes()?;
-    // Last the one that may need another view of the control groups.
-    runtimes.sort_by_key(|runtime| runtime.ends_with("crun"));
-    for runtime in runtimes {
-        host.prepare_for(&runtime)?;
-        with(host, &runtime, &mut table)?;
-    }
-    table.finish(args::value("--json")?.as_deref())
+    with_each(host, "lifecycle", args::runtimes()?, parts)
 }
 
-fn with(host: &Host, runtime: &Path, table: &mut Table) -> Outcome<()> {
-    let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    println!("--- {name}");
-    table.about(&name);
-    let work = host.disk.join(&name);
-    let on_disk = args::is_set("--disk");
-    let mut unit = Unit::start(host, runtime, on_disk.then_some(work.as_path()))?;
-    unit.start_daemon()?;
+fn parts(unit: &mut Unit, table: &mut Table) -> Outcome<()> {
     unit.run(1)?; // installs the package
     unit.stop()?;
     if wanted("one")? {
-        one(&mut unit, table)?;
+        one(unit, table)?;
     }
     let count = args::number("--count", 64)?;
     if wanted("many")? {
-        many(&mut unit, table, count)?;
+        many(unit, table, count)?;
     }
-    running(&mut unit, table, count)?;
+    running(unit, table, count)?;
     if wanted("cycles")? {
-        unit::cycles(&mut unit, table, args::number("--cycles", 96)?)?;
+        unit::cycles(unit, table, args::number("--cycles", 96)?)?;
     }
     table.note("SIGTERM to end, 0 instances", "ms", milliseconds(unit.stop_daemon()?));
     Ok(())
@@ -191,12 +175,7 @@ fn watch(unit: &mut Unit, table: &mut Table, count: usize) -> Outcome<()> {
 fn exits(unit: &mut Unit, table: &mut Table, _count: usize) -> Outcome<()> {
     let mut times = Vec::new();
     for instance in unit.instances()? {
-        let from = unit.sim.position();
-        let begun = Instant::now();
-        host::signal(instance.pid, SIGKILL)?;
-        let line = unit.sim.find(from, PATIENCE, |line| line.contains(" failed"));
-        let Some(line) = line else { return Err("an exit is not reported".into()) };
-        times.push(line.at.saturating_duration_since(begun));
+        times.push(unit.kill_init(&instance)?);
     }
     unit.sim.command("wait active 60s")?;
     let p99 = milliseconds(percentile(&times, 0.99));

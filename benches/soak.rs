@@ -15,16 +15,14 @@
 
 mod unit;
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SIGKILL;
 use unit::host::{self, Host};
 use unit::proc::{Counts, Memory};
 use unit::table::{Bar, Table};
-use unit::{Outcome, PATIENCE, Unit, args, milliseconds};
+use unit::{Outcome, Unit, args, milliseconds, with_each};
 
 /// Instances that are started and stopped together.
 const BATCH: usize = 16;
@@ -39,32 +37,15 @@ fn main() -> ExitCode {
 }
 
 fn measure(host: &Host) -> Outcome<bool> {
-    let mut table = Table::new("soak");
     let mut runtimes = args::runtimes()?;
     if !args::is_set("--runtime") {
         runtimes.truncate(1);
     }
-    // Last the one that may need another view of the control groups.
-    runtimes.sort_by_key(|runtime| runtime.ends_with("crun"));
-    for runtime in runtimes {
-        host.prepare_for(&runtime)?;
-        with(host, &runtime, &mut table)?;
-    }
-    table.finish(args::value("--json")?.as_deref())
-}
-
-fn with(host: &Host, runtime: &Path, table: &mut Table) -> Outcome<()> {
-    let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    println!("--- {name}");
-    table.about(&name);
-    let work = host.disk.join(&name);
-    let on_disk = args::is_set("--disk");
-    let mut unit = Unit::start(host, runtime, on_disk.then_some(work.as_path()))?;
-    unit.start_daemon()?;
-    cycles(&mut unit, table)?;
-    many(&mut unit, table)?;
-    unit.stop_daemon()?;
-    Ok(())
+    with_each(host, "soak", runtimes, |unit, table| {
+        cycles(unit, table)?;
+        many(unit, table)?;
+        unit.stop_daemon().map(drop)
+    })
 }
 
 /// The daemon at rest.
@@ -159,10 +140,7 @@ fn batches(unit: &mut Unit, count: usize) -> Outcome<usize> {
 fn killed(unit: &mut Unit) -> Outcome<()> {
     let instances = unit.instances()?;
     let Some(instance) = instances.first() else { return Err("nothing runs".into()) };
-    let from = unit.sim.position();
-    host::signal(instance.pid, SIGKILL)?;
-    let said = unit.sim.find(from, PATIENCE, |line| line.contains(" failed"));
-    said.ok_or("an exit is not reported")?;
+    unit.kill_init(instance)?;
     unit.sim.command("wait active 60s")?;
     Ok(())
 }

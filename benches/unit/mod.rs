@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::SIGKILL;
 use serde_json::Value;
 
 use host::Host;
@@ -59,6 +60,30 @@ pub(crate) struct Instance {
     pub(crate) id: String,
     pub(crate) index: u64,
     pub(crate) pid: u32,
+}
+
+/// Takes a measurement with each of these runtimes and a daemon of its own; what the table says
+/// in the end. `--disk` puts the database on a disk.
+pub(crate) fn with_each(
+    host: &Host,
+    title: &'static str,
+    mut runtimes: Vec<PathBuf>,
+    measure: fn(&mut Unit, &mut Table) -> Outcome<()>,
+) -> Outcome<bool> {
+    let mut table = Table::new(title);
+    // Last the one that may need another view of the control groups.
+    runtimes.sort_by_key(|runtime| runtime.ends_with("crun"));
+    for runtime in runtimes {
+        host.prepare_for(&runtime)?;
+        let name = runtime.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        println!("--- {name}");
+        table.about(&name);
+        let work = args::is_set("--disk").then(|| host.disk.join(&name));
+        let mut unit = Unit::start(host, &runtime, work.as_deref())?;
+        unit.start_daemon()?;
+        measure(&mut unit, &mut table)?;
+    }
+    table.finish(args::value("--json")?.as_deref())
 }
 
 impl Unit {
@@ -187,6 +212,16 @@ impl Unit {
             return Ok(end.saturating_duration_since(begun));
         }
         Err(format!("{} instances are still there although reported as gone", left.len()).into())
+    }
+
+    /// Kills the init of an instance; the time until its end is reported.
+    pub(crate) fn kill_init(&mut self, instance: &Instance) -> Outcome<Duration> {
+        let from = self.sim.position();
+        let begun = Instant::now();
+        host::signal(instance.pid, SIGKILL)?;
+        let line = self.sim.find(from, PATIENCE, |line| line.contains(" failed"));
+        let line = line.ok_or("an exit is not reported")?;
+        Ok(line.at.saturating_duration_since(begun))
     }
 
     /// The instances that have a container, in the order of their index.
