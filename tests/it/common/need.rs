@@ -141,6 +141,13 @@ pub fn vlan() -> Result<(), String> {
     ip("link add link probe0 name probe2 type vlan id 5")
 }
 
+/// A wall clock that belongs to nobody else: that of user-mode Linux.
+pub fn own_clock() -> Result<(), String> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let is_own = cpu.contains("User Mode Linux");
+    if is_own { Ok(()) } else { Err("the wall clock is that of the machine".to_owned()) }
+}
+
 /// Disk quota of users.
 pub fn quota() -> Result<(), String> {
     let dir = tempfile::tempdir_in(super::unit::MEMORY).map_err(|e| e.to_string())?;

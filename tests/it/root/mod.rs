@@ -1,5 +1,6 @@
 //! The real daemon with real containers, networks and control groups.
 
+mod clock;
 mod crashes;
 mod data;
 mod hostile;
@@ -8,6 +9,7 @@ mod leaving;
 mod logs;
 mod noise;
 mod packages;
+mod peer;
 mod platform;
 mod run;
 mod runtimes;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::common::host;
 use crate::common::need::{self, on_platform, require};
@@ -267,6 +268,38 @@ fn an_instance_of_crun_inherits_nothing_from_the_daemon() {
     nothing_is_inherited(Setup::crun());
 }
 
+/// Voluntary switches of the main thread and of those that start, stop and decide.
+fn switches(daemon: u32) -> BTreeMap<String, String> {
+    let tasks = PathBuf::from(format!("/proc/{daemon}/task"));
+    let mut found = BTreeMap::new();
+    for task in host::names(&tasks) {
+        let read = |file: &str| fs::read_to_string(tasks.join(&task).join(file)).unwrap();
+        let name = read("comm").trim().to_owned();
+        if task == daemon.to_string() || ["core", "exec-1", "exec-2", "net"].contains(&&*name) {
+            let status = read("status");
+            let count = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+            found.insert(name, count.unwrap().to_owned());
+        }
+    }
+    found
+}
+
+/// While instances just run, nothing wakes up but what samples and collects output.
+fn nothing_wakes(daemon: u32) {
+    const WINDOW: Duration = Duration::from_secs(10);
+    assert_eq!(switches(daemon).len(), 5, "{:?}", switches(daemon));
+    let mut last = (BTreeMap::new(), BTreeMap::new());
+    for _ in 0..6 {
+        let before = switches(daemon);
+        std::thread::sleep(WINDOW);
+        last = (before, switches(daemon));
+        if last.0 == last.1 {
+            return;
+        }
+    }
+    panic!("threads that have nothing to do wake up: {last:?}");
+}
+
 #[test]
 fn sixty_four_instances_come_and_go() {
     require!(root, memory, runc, busybox);
@@ -286,6 +319,7 @@ fn sixty_four_instances_come_and_go() {
     assert_eq!(children.len(), count);
     assert!(children.iter().all(|pid| inits.contains(pid)), "{children:?} {inits:?}");
     assert!(children.iter().all(|pid| !status(*pid)["State"].starts_with('Z')));
+    nothing_wakes(unit.daemon().pid());
     unit.say("stop");
     unit.say("wait gone 120s");
     unit.nothing_left();

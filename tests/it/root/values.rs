@@ -4,6 +4,10 @@
 
 use std::fs;
 
+use aos_servicemanager::cm::wire::v4::{common, servicemanager as wire};
+use aos_servicemanager::sys::fs::write_plain;
+use protobuf::Message;
+
 use crate::common::need::{self, require};
 use crate::common::unit::{Setup, Unit};
 use crate::common::wait_until;
@@ -82,6 +86,25 @@ const SERVICE: &[(&str, Fate)] = &[
     (r#""skipResourceLimits":"yes""#, Fails("skipResourceLimits: \"yes\"")),
     (r#""balancingPolicy":5"#, Fails("balancingPolicy: 5")),
     (r#""runners":"crun""#, Fails("runners: \"crun\"")),
+    (r#""runner":5"#, Fails("runner: 5")),
+    (r#""requestedResources":{"ram":1.5}"#, Fails("requestedResources.ram: 1.5")),
+    (r#""requestedResources":{"storage":"1"}"#, Fails("requestedResources.storage: \"1\"")),
+    (r#""requestedResources":{"state":[]}"#, Fails("requestedResources.state")),
+    (r#""quotas":{"cpuDmipsLimit":-1}"#, Fails("quotas.cpuDmipsLimit: -1")),
+    (r#""quotas":{"stateLimit":"1"}"#, Fails("quotas.stateLimit: \"1\"")),
+    (r#""quotas":{"storageLimit":0.5}"#, Fails("quotas.storageLimit: 0.5")),
+    (r#""quotas":{"downloadSpeed":-5}"#, Fails("quotas.downloadSpeed: -5")),
+    (r#""quotas":{"uploadLimit":{}}"#, Fails("quotas.uploadLimit")),
+    (r#""quotas":{"downloadLimit":true}"#, Fails("quotas.downloadLimit: true")),
+    (r#""devices":[{"name":5}]"#, Fails("devices[0].name: 5")),
+    (r#""devices":[{"name":"null","permissions":7}]"#, Fails("devices[0].permissions: 7")),
+    (r#""alertRules":{"partitions":{}}"#, Fails("alertRules.partitions")),
+    (r#""alertRules":{"partitions":[{"name":5}]}"#, Fails("alertRules.partitions[0].name: 5")),
+    (r#""alertRules":{"download":5}"#, Fails("alertRules.download: 5")),
+    (r#""alertRules":{"upload":{"minThreshold":-1}}"#, Fails("alertRules.upload.minThreshold: -1")),
+    (r#""runParameters":[]"#, Fails("runParameters")),
+    (r#""offlineTtl":"P300Y""#, Fails("offlineTtl: \"P300Y\"")),
+    (r#""sysctl":{"net.ipv4.ping_group_range":"x"}"#, Fails("ping_group_range")),
     (r#""hostname":"a","hostname":"#, Fails("malformed JSON")),
 ];
 
@@ -107,6 +130,8 @@ const IMAGE: &[(&str, Fate)] = &[
     (r#"{"os":"linux","config":{"Entrypoint":"/busybox"}}"#, Fails("config.Entrypoint")),
     (r#"{"os":"linux","config":{"Cmd":[5]}}"#, Fails("config.Cmd[0]: 5")),
     (r#"{"os":"linux","config":{$,"Env":{}}}"#, Fails("config.Env")),
+    (r#"{"os":"linux","config":{$,"Env":[5]}}"#, Fails("config.Env[0]: 5")),
+    (r#"{"os":"linux","config":{$,"StopSignal":"99"}}"#, Runs),
     (r#"{"os":"linux","config":{$,"WorkingDir":5}}"#, Fails("config.WorkingDir: 5")),
     (r#"{"os":"linux","config":{$,"ExposedPorts":["80"]}}"#, Fails("config.ExposedPorts")),
     (r#"{"os":"linux","config":{$,"StopSignal":15}}"#, Fails("config.StopSignal: 15")),
@@ -132,6 +157,32 @@ const REQUEST: &[(&str, Fate)] = &[
     ("rule=host:80:tcp", Fails("host")),
 ];
 
+/// Arguments of a service whose package is good.
+const SERVICE_REQUEST: &[(&str, Fate)] = &[
+    ("gid=0", Runs),
+    ("gid=4294967295", Fails("")),
+    ("version=../../v", Runs),
+    ("version=nonsense", Runs),
+    ("provider=../../p", Runs),
+    ("provider=", Fails("network id \"\"")),
+];
+
+/// What a request says of a package, which does not exist in any of these cases.
+const PACKAGES: [fn(&mut wire::ServiceInfo); 12] = [
+    |service| service.url.clear(),
+    |service| service.url = "nonsense".into(),
+    |service| service.url = "gopher://127.0.0.1/x".into(),
+    |service| service.url = "http://".into(),
+    |service| service.url = "http://127.0.0.1:99999/x".into(),
+    |service| service.url = "file:///no/such/file".into(),
+    |service| service.url = "file:///dev/zero".into(),
+    |service| service.url = "file:///proc/kmsg".into(),
+    |service| service.sha256.clear(),
+    |service| service.sha256 = vec![0; 31],
+    |service| service.size = 0,
+    |service| service.size = u64::MAX,
+];
+
 const NODE: &str = r#"{"devices":[{"name":"null","hostDevices":["/dev/null"]},
     {"name":"mem","hostDevices":["/dev/kmsg"]}],
   "resources":[
@@ -145,8 +196,7 @@ const NODE: &str = r#"{"devices":[{"name":"null","hostDevices":["/dev/null"]},
 
 fn write(unit: &Unit, name: &str, text: &str) -> String {
     let path = unit.path(name);
-    let mut file = fs::File::create(&path).unwrap();
-    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    write_plain(&path, text.as_bytes(), 0o600).unwrap();
     path.display().to_string()
 }
 
@@ -240,6 +290,99 @@ fn values_of_run_requests() {
         ));
         unit.say(&format!("instance {id} {arguments}"));
     });
+}
+
+#[test]
+fn values_of_services_in_requests() {
+    require!(root, memory, runc, busybox);
+    let busybox = need::program("busybox").unwrap();
+    check(SERVICE_REQUEST, |unit, id, arguments| {
+        unit.say(&format!(
+            "service {id} {busybox} entrypoint=/busybox cmd=sleep cmd=10000 {arguments}"
+        ));
+        unit.say(&format!("instance {id} ip=none"));
+    });
+}
+
+fn service(id: &str, url: &str) -> wire::ServiceInfo {
+    let mut service = wire::ServiceInfo::new();
+    service.service_id = id.into();
+    service.provider_id = "provider".into();
+    service.version = "1.0.0".into();
+    service.url = url.into();
+    service.sha256 = vec![0xa5; 32];
+    service.size = 1000;
+    service.gid = 5000;
+    service
+}
+
+fn instance(service: &str, subject: &str) -> wire::InstanceInfo {
+    let mut ident = common::InstanceIdent::new();
+    (ident.service_id, ident.subject_id) = (service.into(), subject.into());
+    let mut instance = wire::InstanceInfo::new();
+    instance.instance = Some(ident).into();
+    instance.uid = 5000;
+    instance
+}
+
+#[test]
+fn values_of_packages_in_requests() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active good");
+    let installed = unit.installed();
+    let mut run = wire::RunInstances::new();
+    // Installed already, so it is not looked at.
+    run.services.push(service("good", "nonsense"));
+    let mut kept = instance("good", "subject");
+    kept.storage_path = "good_subject_0".into();
+    kept.state_path = "good_subject_0_state.dat".into();
+    let mut bad = Vec::new();
+    for (number, change) in PACKAGES.iter().enumerate() {
+        bad.push(format!("case{number}"));
+        let mut info = service(&format!("case{number}"), "file:///no/such/file");
+        change(&mut info);
+        run.services.push(info);
+    }
+    let long = "x".repeat(300);
+    for id in ["../escape", "a/b", "tab\tid", ".", "..", &long] {
+        bad.push(id.to_owned());
+        run.services.push(service(id, "file:///no/such/file"));
+    }
+    run.services.push(service("", "file:///no/such/file"));
+    let mut versionless = service("versionless", "file:///no/such/file");
+    versionless.version.clear();
+    run.services.push(versionless);
+    bad.push("versionless".into());
+    for digest in ["", "sha256:zz", "../../x", "md5:00"] {
+        let mut layer = wire::LayerInfo::new();
+        (layer.digest, layer.url) = (digest.into(), "file:///no/such/file".into());
+        run.layers.push(layer);
+    }
+    run.instances = bad.iter().map(|id| instance(id, "subject")).collect();
+    run.instances.push(kept);
+    let mut message = wire::SMIncomingMessages::new();
+    message.set_run_instances(run);
+    let bytes = message.write_to_bytes().unwrap();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    unit.look();
+    unit.say(&format!("raw {hex}"));
+    unit.expect(&format!("full status: {} instances", bad.len() + 1));
+    let lines = unit.statuses();
+    for id in bad {
+        let is_told = |line: &&String| {
+            line.starts_with(&format!("{id}/subject/0 ")) && line.contains(" failed (")
+        };
+        assert!(lines.iter().any(|line| is_told(&line)), "{id}: {lines:#?}");
+    }
+    // What runs has other parameters in this request, and is there.
+    wait_until("the good one", || unit.groups().len() == 1);
+    assert_eq!(unit.installed(), installed);
+    assert!(unit.find_id("good/subject/0").is_some());
+    unit.stop_daemon();
+    unit.nothing_left();
 }
 
 /// Documents that cannot be set; what the answer says.
