@@ -56,6 +56,8 @@ pub enum Effect {
     Networks(Vec<NetworkParams>),
     /// Everything of ours in the network that belongs to none of these is a leftover.
     KeepNetworks(Vec<InstanceId>),
+    /// These instances never come back: what they have transferred is of no interest any more.
+    ForgetTraffic(Vec<InstanceId>),
     Iam(IamCommand),
     /// Graceful stop: the signal, or SIGKILL when the init has no handler for it.
     Signal {

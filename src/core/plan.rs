@@ -272,13 +272,23 @@ impl State {
         self.plan_orphans(now, effects);
         self.plan_kept_networks(effects);
         self.plan_removals(effects);
-        self.instances.retain(|_, i| i.wanted || i.is_present() || i.failed_removals > 0);
+        self.plan_forgetting(effects);
         let clear = self.leftovers_tried() && !self.instances.values().any(Instance::is_in_the_way);
         for id in &order {
             self.plan_starting(now, id, clear, effects);
             self.plan_secret(now, id, effects);
         }
         self.unwatch_ended(effects);
+    }
+
+    fn plan_forgetting(&mut self, effects: &mut Vec<Effect>) {
+        let stays = |i: &Instance| i.wanted || i.is_present() || i.failed_removals > 0;
+        let gone = self.instances.values().filter(|i| !stays(i));
+        let gone: Vec<InstanceId> = gone.map(|i| i.id.clone()).collect();
+        if !gone.is_empty() {
+            self.instances.retain(|_, i| stays(i));
+            effects.push(Effect::ForgetTraffic(gone));
+        }
     }
 
     fn unwatch_ended(&mut self, effects: &mut Vec<Effect>) {

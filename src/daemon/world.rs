@@ -89,6 +89,8 @@ pub(super) struct World {
     signal_backlog: VecDeque<(InstanceId, i32)>,
     capture_backlog: VecDeque<CaptureCommand>,
     networks: Option<Vec<NetworkParams>>,
+    /// Instances whose traffic net is still to forget.
+    forgotten: Vec<InstanceId>,
     pong_due: bool,
     deltas: Deltas,
 }
@@ -124,6 +126,7 @@ impl World {
             signal_backlog: VecDeque::new(),
             capture_backlog: VecDeque::new(),
             networks: None,
+            forgotten: Vec::new(),
             pong_due: false,
             deltas: Deltas::default(),
         }
@@ -155,6 +158,7 @@ impl World {
                     events.push(Event::NetworksUpdated { failed: Vec::new() });
                 }
             }
+            Effect::ForgetTraffic(mut ids) => self.forgotten.append(&mut ids),
             Effect::KeepNetworks(ids) => queued("net", parts.net.try_keep(ids)),
             Effect::Iam(command) => self.iam_backlog.push_back(command),
             Effect::Signal { id, signal } => self.signal_backlog.push_back((id, signal)),
@@ -249,6 +253,9 @@ impl World {
         {
             self.networks = Some(networks);
         }
+        if !self.forgotten.is_empty() && parts.net.try_forget(self.forgotten.clone()) {
+            self.forgotten.clear();
+        }
         offer(&mut self.iam_backlog, |command| {
             parts.iam.try_send(command).err().map(|e| e.into_inner())
         });
@@ -265,6 +272,7 @@ impl World {
         self.pong_due
             || !self.deltas.is_empty()
             || self.networks.is_some()
+            || !self.forgotten.is_empty()
             || !self.iam_backlog.is_empty()
             || !self.monitor_backlog.is_empty()
             || !self.signal_backlog.is_empty()

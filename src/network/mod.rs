@@ -88,6 +88,7 @@ enum NetRequest {
     Survey { reply: Sender<Vec<InstanceId>> },
     Update(Vec<NetworkParams>),
     Keep(Vec<InstanceId>),
+    Forget(Vec<InstanceId>),
     Stop,
 }
 
@@ -122,6 +123,12 @@ impl NetHandle {
     /// instance in the list. `false` as above.
     pub fn try_keep(&self, instances: Vec<InstanceId>) -> bool {
         self.try_send(NetRequest::Keep(instances))
+    }
+
+    /// These instances are detached for good: drops what they have transferred, here and in the
+    /// database. `false` as above.
+    pub fn try_forget(&self, instances: Vec<InstanceId>) -> bool {
+        self.try_send(NetRequest::Forget(instances))
     }
 
     /// Ends the thread after what is queued before. Links, namespaces and rules stay.
@@ -383,6 +390,7 @@ impl NetThread {
                 let _ = events.send(Event::NetworksUpdated { failed });
             }
             NetRequest::Keep(instances) => self.domain.keep(&instances),
+            NetRequest::Forget(instances) => self.domain.ledger.forget(&instances),
             NetRequest::Stop => {}
         }
     }

@@ -152,6 +152,18 @@ impl Ledger {
         }
     }
 
+    /// Drops the counters of instances that never come back, and their rows with the next ones
+    /// that are stored.
+    pub(super) fn forget(&mut self, ids: &[InstanceId]) {
+        for owner in ids.iter().map(|id| Owner::Instance(id.clone())) {
+            if let Some(counters) = self.counters.remove(&owner) {
+                let chains = owner.chains().into_iter().zip(counters);
+                let stored = chains.filter(|(_, counter)| counter.stored.is_some());
+                self.gone.extend(stored.map(|(chain, _)| chain));
+            }
+        }
+    }
+
     /// What is known of somebody.
     pub(super) fn volume(&self, owner: &Owner) -> Volume {
         let [download, upload] = self.counters.get(owner).copied().unwrap_or_default();
@@ -296,6 +308,25 @@ mod tests {
         assert_eq!((after(Year, 39 * DAY_MS), after(Year, 40 * DAY_MS)), (0, 1));
         assert_eq!(Day.remaining(NOON), at(12 * 3600));
         assert_eq!(Minute.remaining(NOON + 1), Duration::from_millis(59_999));
+    }
+
+    #[test]
+    fn who_is_gone_leaves_no_row() {
+        let mut ledger = Ledger::new(TrafficPeriod::Day, at(60));
+        ledger.restore(Vec::new(), &[]);
+        ledger.advance(NOON, at(1));
+        ledger.count(instance(), volume(1, 2), at(1));
+        let Owner::Instance(id) = instance() else { unreachable!() };
+        let rows = ledger.all_rows();
+        ledger.forget(&[id.clone(), InstanceId::new("unknown")]);
+        let chains: Vec<_> = rows.into_iter().map(|row| row.chain).collect();
+        assert_eq!(ledger.take_gone(), chains);
+        assert_eq!(ledger.volume(&instance()), Volume::default());
+        assert!(ledger.counters.is_empty());
+        // Without a row there is nothing to remove.
+        ledger.count(instance(), volume(1, 2), at(2));
+        ledger.forget(&[id]);
+        assert!(ledger.take_gone().is_empty() && ledger.all_rows().is_empty());
     }
 
     #[test]

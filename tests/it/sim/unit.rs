@@ -254,6 +254,10 @@ impl Unit {
             }
             Effect::Watch(target) => assert!(self.watched.insert(target.id), "watched twice"),
             Effect::Unwatch(id) => assert!(self.watched.remove(&id), "not watched"),
+            Effect::ForgetTraffic(ids) => {
+                let row = self.rows.instances.iter().find(|row| ids.contains(&row.id));
+                assert!(row.is_none(), "its counters may be wanted again: {row:?}");
+            }
             Effect::KeepNetworks(_)
             | Effect::Reconnect
             | Effect::Average(_)
