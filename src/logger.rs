@@ -76,7 +76,8 @@ pub fn forward(level: Level, take: impl Fn(OwnMessage) -> bool + Send + Sync + '
 fn pass_on(record: &Record<'_>) -> bool {
     let forward = FORWARD.get().filter(|forward| record.level() <= forward.level);
     let Some(forward) = forward.filter(|_| record.target() != PANIC) else { return false };
-    let mut text = record.args().to_string();
+    let mut text = String::new();
+    push_escaped(&mut text, &record.args().to_string());
     let lost = NOT_FORWARDED.swap(0, Ordering::Relaxed);
     if lost > 0 {
         text = format!("({lost} messages before this were lost) {text}");

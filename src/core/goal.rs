@@ -14,7 +14,7 @@ use crate::core::state::State;
 use crate::model::id::{InstanceId, ServiceKey};
 use crate::model::job::ExecJob;
 use crate::model::service::{InstalledService, ServiceImage};
-use crate::model::status::{AlertPayload, ErrorInfo};
+use crate::model::status::{AlertPayload, ErrorInfo, one_line};
 use crate::ports::Now;
 
 /// One pass over all instances.
@@ -221,7 +221,7 @@ impl State {
         let first = !std::mem::replace(&mut instance.alerted, true);
         let ident = instance.desired.ident.clone();
         if let Some(device) = device.filter(|_| first) {
-            let message = error.message.clone();
+            let (device, message) = (one_line(device), error.message.clone());
             self.alert(now.wall_ms, AlertPayload::DeviceAllocate { ident, device, message });
         }
         Err(Goal::Blocked { error, keep: false })

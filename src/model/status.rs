@@ -23,15 +23,31 @@ pub struct ErrorInfo {
 }
 
 impl ErrorInfo {
-    /// An error that has only a text.
+    /// An error that has only a text. It becomes one line: names of packages may hold anything.
     pub fn text(message: impl Into<String>) -> Self {
-        Self { message: message.into(), ..Self::default() }
+        Self { message: one_line(message.into()), ..Self::default() }
     }
 
     /// The whole chain of an error, `outer: cause: cause`.
     pub fn of(error: &dyn std::error::Error) -> Self {
         Self::text(chain(error))
     }
+}
+
+/// The text with its control characters escaped.
+pub fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = |c: char| c.is_control().then(|| c.escape_default());
+    let mut line = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match escaped(c) {
+            Some(escaped) => line.extend(escaped),
+            None => line.push(c),
+        }
+    }
+    line
 }
 
 /// The text of an error and of all its causes.

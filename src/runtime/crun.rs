@@ -194,8 +194,14 @@ impl Crun {
             argv.push("--cgroup-manager=cgroupfs".into());
         }
         if bundle.is_dir() {
-            let log = log_file(bundle);
-            argv.extend(["--log".into(), log.into(), "--log-format".into(), "json".into()]);
+            let mut log = OsString::new();
+            let path = log_file(bundle).into_os_string();
+            if program.flavour == Flavour::Crun && path.as_encoded_bytes().contains(&b':') {
+                // It takes what stands before the first colon for the kind of log.
+                log.push("file:");
+            }
+            log.push(path);
+            argv.extend(["--log".into(), log, "--log-format".into(), "json".into()]);
         }
         argv
     }

@@ -64,7 +64,8 @@ impl Space {
     /// Mount points inside.
     pub fn mount_points(&self) -> Vec<String> {
         let text = self.inside(|| fs::read_to_string("/proc/thread-self/mountinfo").unwrap());
-        text.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
+        let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+        points.map(|point| point.replace("\\134", "\\")).collect()
     }
 
     /// Network links inside, without the number and state.

@@ -41,6 +41,8 @@ pub struct Setup {
     small: Option<(&'static str, u64)>,
     own_dev: bool,
     quota: Option<&'static str>,
+    /// End of the name of the unit's directory.
+    tail: &'static str,
 }
 
 impl Setup {
@@ -54,6 +56,7 @@ impl Setup {
             small: None,
             own_dev: false,
             quota: None,
+            tail: "",
         };
         let setup = setup.set("startVerdict", "immediate");
         let setup = match need::netfilter() {
@@ -101,6 +104,11 @@ impl Setup {
         Self { own_dev: true, ..self }
     }
 
+    /// The name of the unit's directory, which all paths have in them, ends with this.
+    pub fn with_tail(self, tail: &'static str) -> Self {
+        Self { tail, ..self }
+    }
+
     /// A file system that keeps quota for a directory below the unit's.
     pub fn quota(mut self, directory: &'static str) -> Self {
         self.quota = Some(directory);
@@ -112,7 +120,8 @@ impl Setup {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("aos-test-{}-{number}", std::process::id());
-        let dir = tempfile::Builder::new().prefix(&name).tempdir_in(self.place).unwrap();
+        let mut builder = tempfile::Builder::new();
+        let dir = builder.prefix(&name).suffix(self.tail).tempdir_in(self.place).unwrap();
         let space = Space::new(self.groups);
         if let Some((below, size_bytes)) = self.small {
             space.mount_small(&dir.path().join(below), size_bytes);

@@ -4,6 +4,7 @@ mod kills;
 mod scene;
 mod cases;
 mod hostile;
+mod injection;
 mod rights;
 mod takeover;
 mod waiting;
