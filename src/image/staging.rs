@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -27,6 +28,8 @@ const ALGORITHMS: [&str; 3] = ["sha256", "sha384", "sha512"];
 /// Made by the file system itself where a directory of ours is a mount point.
 const LOST_AND_FOUND: &str = "lost+found";
 const STORE_MODE: u32 = 0o755;
+/// Of what holds the content of packages: users of the host do not reach it.
+const PRIVATE_MODE: u32 = 0o700;
 /// Attempts to find a name that is free; the first one is, unless somebody plays with us.
 const NAME_ATTEMPTS: u32 = 8;
 
@@ -108,7 +111,8 @@ impl Staging {
         (about, about_target): (&str, &Path),
     ) -> Result<(), Error> {
         let parent = target.parent().unwrap_or(target);
-        sys::fs::make_dirs(parent, 0o700).map_err(Error::io("make", parent))?;
+        sys::fs::make_dirs(parent, PRIVATE_MODE).map_err(Error::io("make", parent))?;
+        close(parent)?;
         if let Some(above) = parent.parent() {
             sys::fs::sync_dir(above).map_err(Error::io("flush", above))?;
         }
@@ -137,6 +141,16 @@ impl Drop for Staging {
             log::warn!("cannot remove staging path={} err={error}", self.path.display());
         }
     }
+}
+
+/// Takes away the rights that others have in a directory of digests, as the reference made it.
+fn close(directory: &Path) -> Result<(), Error> {
+    let metadata = fs::symlink_metadata(directory).map_err(Error::io("read", directory))?;
+    if metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let private = fs::Permissions::from_mode(PRIVATE_MODE);
+    fs::set_permissions(directory, private).map_err(Error::io("close", directory))
 }
 
 /// Makes the rename durable, or takes it back.
@@ -225,6 +239,7 @@ pub(super) fn tidy(places: &Places, known: &[PathBuf], keep: &Keep) -> Vec<Error
             };
             sweep(&directory, without, &mut errors);
             sweep(&directory, without, &mut errors);
+            errors.extend(close(&directory).err());
         }
     }
     errors
@@ -355,6 +370,10 @@ mod tests {
         assert_eq!(names(&places.services), ["1", "lost+found"]);
         assert_eq!(names(&places.layers), ["file", "other", "sha256", "sha512"]);
         assert_eq!(names(&places.layers.join("sha256")), ["kept"]);
+        // As the reference has made it, every user of the host could reach what is in it.
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&places.layers.join("sha256")), 0o700);
+        assert_eq!(mode(&places.layers.join("other")), 0o755, "not ours");
         assert_eq!(names(&outside), ["x"]);
         assert!(tidy(&self::places(&dir.path().join("fresh")), &[], &Keep::All).is_empty());
         assert!(dir.path().join("fresh/layers").is_dir());

@@ -291,6 +291,7 @@ fn layers() {
         let target = dir.path().join("layers/sha256").join(&digest[7..]);
         // What a crash or the reference left there is not mixed with what is installed.
         fs::create_dir_all(target.join("leftover")).unwrap();
+        fs::set_permissions(target.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
         let row = store.layer(&digest, file_source(&path, &package)).unwrap();
         assert_eq!((&row.path, row.os_version.as_str()), (&target, "1.0"));
         assert_eq!((row.layer_id.as_str(), row.digest.as_str()), ("layer0", digest.as_str()));
@@ -299,6 +300,9 @@ fn layers() {
         let stat = fs::metadata(target.join("opt/tool")).unwrap();
         assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (0, 0, 0o755));
         assert_eq!(names(&dir.path().join("layers")), ["sha256"]);
+        // Users of the host do not reach what is in it.
+        let above = fs::metadata(target.parent().unwrap()).unwrap();
+        assert_eq!((above.uid(), above.mode() & 0o7777), (0, 0o700));
     }
     let (package, digest) = layer_package(&content);
     let wrong = store.layer(&digest_of(b"other"), file_source(&path, &package)).unwrap_err();
