@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use crate::document::{Error, NumberUnit, Object, Value, duration};
+use crate::image::MOST_ENTRIES;
 use crate::model::node::{Host, Partition};
 
 use super::{
@@ -494,7 +495,7 @@ fn install(file: &Object<'_>) -> Result<Install, Error> {
     let empty = Object::parse("{}")?;
     let section = file.object("install")?.unwrap_or(empty);
     Ok(Install {
-        max_entries: section.u64_in("maxEntries", 1..=10_000_000)?.unwrap_or(200_000),
+        max_entries: section.u64_in("maxEntries", 1..=u64::from(MOST_ENTRIES))?.unwrap_or(200_000),
         max_depth: section.u64_in("maxDepth", 1..=1_000)?.unwrap_or(128),
     })
 }

@@ -20,14 +20,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::image::digest::hex;
 use crate::image::error::Error;
-use crate::image::names;
+use crate::image::{MOST_ENTRIES, names};
 use crate::ports::Halt;
 use crate::sys::{self, xattr};
 
 /// Names the algorithm in front of a tree digest, so that another one can follow.
 const SCHEME: &str = "tree1:";
-/// Most entries that a scan takes in; an install makes far fewer.
-const MAX_SCAN_ENTRIES: usize = 1 << 20;
+/// Most entries that a scan takes in: those of the largest archive, and the tree itself.
+const MAX_SCAN_ENTRIES: usize = MOST_ENTRIES as usize + 1;
 
 /// One entry of a tree. Everything in it belongs to user 0 and one group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,8 +95,12 @@ fn bytes(sum: &mut Sha256, text: &[u8]) {
 /// Lists a tree that stands on disk. Owner and type of every entry are checked on the way: a tree
 /// with a foreign owner or a device in it is not one that was installed.
 pub(super) fn scan(root: &Path, gid: u32, halt: Halt<'_>) -> Result<Listing, Error> {
+    scan_up_to(MAX_SCAN_ENTRIES, root, gid, halt)
+}
+
+fn scan_up_to(most: usize, root: &Path, gid: u32, halt: Halt<'_>) -> Result<Listing, Error> {
     let dir = sys::fs::open_dir(root).map_err(Error::io("open", root))?;
-    let mut scan = Scan { root, gid, halt, listing: Listing::default() };
+    let mut scan = Scan { most, root, gid, halt, listing: Listing::default() };
     let stat = fstat(&dir).map_err(|errno| Error::io("read", root)(errno.into()))?;
     scan.directory(Vec::new(), &stat, dir.as_fd())?;
     // Directories by path, not by descriptor: a deep tree would need as many descriptors.
@@ -114,6 +118,8 @@ pub(super) fn scan(root: &Path, gid: u32, halt: Halt<'_>) -> Result<Listing, Err
 }
 
 struct Scan<'a> {
+    /// More entries than this are not those of an image.
+    most: usize,
     root: &'a Path,
     gid: u32,
     halt: Halt<'a>,
@@ -158,11 +164,7 @@ impl Scan<'_> {
 
     fn check_owner(&self, path: &[u8], stat: &FileStat) -> Result<(), Error> {
         let known = stat.st_uid == 0 && stat.st_gid == self.gid;
-        if known && self.listing.0.len() < MAX_SCAN_ENTRIES {
-            Ok(())
-        } else {
-            Err(self.foreign(path))
-        }
+        if known && self.listing.0.len() < self.most { Ok(()) } else { Err(self.foreign(path)) }
     }
 
     /// Takes in one entry and says whether it is a directory.
@@ -322,5 +324,35 @@ mod tests {
         let error = scan(&root, 0, &|| false).unwrap_err().to_string();
         assert!(error.contains("d/fifo"), "{error}");
         assert!(scan(&root.join("missing"), 0, &|| false).is_err());
+    }
+
+    #[test]
+    fn a_tree_without_end_is_not_taken_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = sample(dir.path());
+        let all = scan(&root, 0, &|| false).unwrap();
+        assert_eq!(scan_up_to(all.0.len(), &root, 0, &|| false).unwrap(), all);
+        let error = scan_up_to(all.0.len() - 1, &root, 0, &|| false).unwrap_err();
+        assert!(matches!(error, Error::NotOurs { .. }), "{error}");
+    }
+
+    /// The vectors of the storage document.
+    #[test]
+    fn the_digest_of_the_reference() {
+        let check = |files: &[(&str, &str)], expect: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            for (path, content) in files {
+                let path = dir.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                write(&path, content, 0o644);
+            }
+            let digest = scan(dir.path(), 0, &|| false).unwrap().reference_digest();
+            assert_eq!(digest, format!("sha256:{expect}"), "{files:?}");
+        };
+        check(&[], "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        let app = "c31379f84f44b97b924ad817e32f750f69cdfaddf08140033bd441056ff7271d";
+        check(&[("bin/app", "hello\n")], app);
+        let sorted = "bc49a9cac504583a05aee23a77b0fde826f22770138e22d150633e76d9e881c2";
+        check(&[("a/b", "1\n"), ("a-b", "2\n")], sorted);
     }
 }

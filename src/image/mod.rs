@@ -76,6 +76,9 @@ const BLOBS: &str = "blobs";
 /// The unpacked root file system of a service.
 const ROOTFS: &str = "rootfs";
 
+/// Most members of an archive that the configuration may allow.
+pub const MOST_ENTRIES: u32 = 10_000_000;
+
 /// What the configuration file says about images.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ImageSettings {
