@@ -16,6 +16,7 @@ mod given;
 mod hostile;
 mod made;
 mod network;
+mod raw;
 mod care;
 mod room;
 

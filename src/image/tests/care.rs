@@ -1,6 +1,9 @@
 //! Damage of installed packages, and packages whose row is lost.
 
+use std::os::unix::fs::symlink;
 use std::sync::Arc;
+
+use nix::sys::stat::{SFlag, makedev};
 
 use super::fixture::{Archive, Image, layer_package};
 use super::*;
@@ -109,6 +112,40 @@ fn the_full_check_sees_everything() {
     let old = InstalledLayer { tree_digest: String::new(), ..filled.layer.1.clone() };
     fs::create_dir(&old.path).unwrap();
     assert_eq!(verify(&Row::Layer(old)), Ok(()));
+}
+
+/// What stands in the place of an installed file is neither followed nor waited for.
+#[test]
+fn things_in_the_place_of_installed_files() {
+    let filled = Filled::new();
+    let (row, path) = (filled.service_row(), &filled.service.1.path);
+    let blobs = path.join("blobs/sha256");
+    let blob = blobs.join(names(&blobs).swap_remove(0));
+    let mknod = |path: &Path, kind, device| {
+        nix::sys::stat::mknod(path, kind, Mode::S_IRUSR | Mode::S_IWUSR, device).unwrap();
+    };
+    type Make<'a> = &'a dyn Fn(&Path);
+    let things: [(&str, Make<'_>); 4] = [
+        ("FIFO", &|path| mknod(path, SFlag::S_IFIFO, 0)),
+        ("endless device", &|path| mknod(path, SFlag::S_IFCHR, makedev(1, 5))),
+        ("link", &|path| symlink("/dev/zero", path).unwrap()),
+        ("directory", &|path| fs::create_dir(path).unwrap()),
+    ];
+    let aside = filled.dir.path().join("aside");
+    for file in [path.join("manifest.json"), blob, path.join("rootfs/app")] {
+        fs::rename(&file, &aside).unwrap();
+        for (what, make) in &things {
+            make(&file);
+            let failure = filled.store.store.verify(&row, &|| false).unwrap_err();
+            assert!(!failure.transient, "{what} at {}: {failure}", file.display());
+            let is_read = !file.ends_with("app");
+            let loaded = filled.store.store.load(&filled.service.1);
+            assert_eq!(loaded.is_err(), is_read, "{what} at {}", file.display());
+            sys::fs::remove_tree(&file).unwrap();
+        }
+        fs::rename(&aside, &file).unwrap();
+        filled.store.store.verify(&row, &|| false).unwrap();
+    }
 }
 
 #[test]

@@ -249,7 +249,7 @@ fn check_details(name: &str, outcome: &Outcome) {
 }
 
 /// Names of extended attributes that an archive could have set.
-fn attributes(file: &fs::File) -> Vec<&'static str> {
+pub(super) fn attributes(file: &fs::File) -> Vec<&'static str> {
     let known = [
         c"security.capability",
         c"security.selinux",

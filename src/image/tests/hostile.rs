@@ -3,103 +3,23 @@
 //! Whatever comes in, the host, the service and the layer that are installed, and the next install
 //! must not notice; and nothing is left of what was refused.
 
+use std::os::unix::ffi::OsStrExt;
+
 use super::fixture::{Archive, Image, digest_of, gzip, layer_package};
-use super::given::{VICTIM, untouchables};
+use super::given::{VICTIM, attributes, untouchables};
+use super::raw::{Raw, dir, file, gnu_long, hard, pax, symlink, tar};
 use super::*;
 use crate::image::listing::{Node, scan};
 
 /// Space of the store; no case may need more to be refused.
 const TMP_BYTES: u64 = 96 << 20;
-const BLOCK: usize = 512;
-
-/// A member, bit by bit.
-struct Raw {
-    header: [u8; BLOCK],
-    content: Vec<u8>,
-}
-
-impl Raw {
-    fn new(name: &[u8], kind: u8, content: &[u8]) -> Self {
-        let mut header = [0; BLOCK];
-        header[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
-        header[100..107].copy_from_slice(b"0000644");
-        header[108..115].copy_from_slice(b"0000000");
-        header[116..123].copy_from_slice(b"0000000");
-        header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
-        header[136..147].copy_from_slice(b"00000000001");
-        header[156] = kind;
-        header[257..265].copy_from_slice(b"ustar\x0000");
-        Self { header, content: content.to_vec() }
-    }
-
-    fn at(mut self, offset: usize, bytes: &[u8]) -> Self {
-        self.header[offset..offset + bytes.len()].copy_from_slice(bytes);
-        self
-    }
-
-    fn link(self, target: &[u8]) -> Self {
-        self.at(157, target)
-    }
-
-    fn bytes(mut self) -> Vec<u8> {
-        self.header[148..156].fill(b' ');
-        let sum: u32 = self.header.iter().map(|byte| u32::from(*byte)).sum();
-        self.header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        let mut bytes = self.header.to_vec();
-        bytes.extend(self.content);
-        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
-        bytes
-    }
-}
-
-fn file(name: &[u8], content: &[u8]) -> Vec<u8> {
-    Raw::new(name, b'0', content).bytes()
-}
-
-fn symlink(name: &[u8], target: &[u8]) -> Vec<u8> {
-    Raw::new(name, b'2', b"").link(target).bytes()
-}
-
-fn hard(name: &[u8], target: &[u8]) -> Vec<u8> {
-    Raw::new(name, b'1', b"").link(target).bytes()
-}
-
-fn dir(name: &[u8]) -> Vec<u8> {
-    Raw::new(name, b'5', b"").at(100, b"0000755").bytes()
-}
-
-/// PAX records for the next member.
-fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut content = Vec::new();
-    for (key, value) in records {
-        let rest = key.len() + value.len() + 3;
-        let mut length = rest + 1;
-        while length != rest + length.to_string().len() {
-            length = rest + length.to_string().len();
-        }
-        content.extend(format!("{length} {key}=").as_bytes());
-        content.extend(*value);
-        content.push(b'\n');
-    }
-    Raw::new(b"pax", b'x', &content).bytes()
-}
-
-fn gnu_long(kind: u8, text: &[u8]) -> Vec<u8> {
-    Raw::new(b"././@LongLink", kind, text).bytes()
-}
-
-fn tar(members: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = members.concat();
-    bytes.extend([0; 2 * BLOCK]);
-    bytes
-}
 
 /// What must become of a package.
 enum Expect {
     /// With a message that has this in it.
     Refused(&'static str),
-    /// With exactly these entries besides the root, as `path`, `path -> target`, `path/` or
-    /// `path (whiteout)`.
+    /// With exactly these entries besides the root, as `path`, `path -> target`, `path/`,
+    /// `path/ (opaque)` or `path (whiteout)`.
     Installed(&'static [&'static str]),
 }
 use Expect::{Installed, Refused};
@@ -112,6 +32,7 @@ fn entries(tree: &Path) -> Vec<String> {
             Node::Directory { mode, .. } | Node::File { mode, .. } if mode & 0o6000 != 0 => {
                 panic!("{path} has set-id bits")
             }
+            Node::Directory { opaque: true, .. } => format!("{path}/ (opaque)"),
             Node::Directory { .. } => format!("{path}/"),
             Node::File { .. } => path,
             Node::Symlink { target } => format!("{path} -> {}", names::shown(&target)),
@@ -119,6 +40,23 @@ fn entries(tree: &Path) -> Vec<String> {
         }
     };
     listing.into_iter().filter(|(path, _)| !path.is_empty()).map(shown).collect()
+}
+
+/// No entry has attributes or times that the archive has chosen.
+fn check_attributes(name: &str, tree: &Path) {
+    let now = sys::time::wall_ms() / 1000;
+    for (path, node) in scan(tree, GID, &|| false).unwrap().0 {
+        let path = tree.join(std::ffi::OsStr::from_bytes(&path));
+        let mtime = fs::symlink_metadata(&path).unwrap().mtime();
+        assert!((0..=now).contains(&mtime), "{name}: {} has time {mtime}", path.display());
+        let expect: &[&str] = match node {
+            Node::Directory { opaque: true, .. } => &["trusted.overlay.opaque"],
+            Node::Directory { .. } | Node::File { .. } => &[],
+            Node::Symlink { .. } | Node::Whiteout => continue,
+        };
+        let found = attributes(&fs::File::open(&path).unwrap());
+        assert_eq!(found, expect, "{name}: {}", path.display());
+    }
 }
 
 /// A store in which others have their packages.
@@ -154,6 +92,7 @@ impl Town {
         match (self.store.service(source), expect) {
             (Ok((row, image)), Installed(expected)) => {
                 assert_eq!(entries(&image.rootfs), *expected, "{name}");
+                check_attributes(name, &image.rootfs);
                 self.store.store.remove(&row.path).unwrap();
             }
             (Err(error), Refused(why)) => assert!(error.contains(why), "{name}: {error}"),
@@ -360,6 +299,18 @@ fn things_that_are_no_files() {
                     dir(b"d"),
                 ]),
                 Installed(&["d/"]),
+            ),
+            (
+                "attributes of a file beside a mark",
+                tar(&[
+                    pax(&[
+                        ("SCHILY.xattr.security.capability", b"\x01\0\0\x02\xff\xff\xff\xff"),
+                        ("SCHILY.xattr.trusted.overlay.metacopy", b""),
+                    ]),
+                    file(b"d/f", b"x"),
+                    file(b"d/.wh..wh..opq", b""),
+                ]),
+                Installed(&["d/ (opaque)", "d/f"]),
             ),
             (
                 "ages ago and far away",

@@ -1,6 +1,6 @@
 //! Space: reserve, eviction, full file systems.
 
-use super::fixture::{Archive, Image, gzip};
+use super::fixture::{Archive, Image, gzip, layer_package};
 use super::*;
 use crate::model::job::Evictable;
 
@@ -190,6 +190,41 @@ fn limits_that_exceed_the_partition_are_lowered() {
 }
 
 /// Eviction of another directory's packages helps the partition, not the limit.
+#[test]
+fn packages_of_the_other_directory_make_room_on_the_partition() {
+    on_large_stack("other", 32 * MIB as u64, || {
+        let (bytes, digest) =
+            layer_package(&gzip(&Archive::new().file("big", &vec![0; 6 * MIB]).bytes()));
+        let limited =
+            Store::with(Path::new("/tmp/store"), |settings| settings.services_percent = 20);
+        let layer = limited.layer(&digest, file_source(Path::new("/tmp/layer"), &bytes)).unwrap();
+        let install = |store: &Store, mib| {
+            let package = service_package(file_source(Path::new("/tmp/service"), &package(mib)));
+            let one = Evictable {
+                key: PackageKey::Layer(layer.digest.clone()),
+                path: layer.path.clone(),
+                size_bytes: layer.size_bytes,
+            };
+            let plan = InstallPlan {
+                package,
+                evictable: vec![one],
+                used_bytes: 0,
+                unfinished: Vec::new(),
+            };
+            let mut evicted = Vec::new();
+            let result = store.store.install(&plan, &mut evicted, &|| false).map(drop);
+            (result.map_err(|failure| failure.message), evicted.len())
+        };
+        // 20 percent of 32 MiB are not enough for 8 whatever goes elsewhere.
+        let (result, evicted) = install(&limited, 8);
+        assert!(result.unwrap_err().starts_with("not enough space: "));
+        assert_eq!((evicted, layer.path.is_dir()), (0, true));
+        // 32 MiB, of which 16 are the reserve and 6 are in use.
+        let (result, evicted) = install(&Store::new(Path::new("/tmp/store")), 12);
+        assert_eq!((result, evicted, layer.path.exists()), (Ok(()), 1, false));
+    });
+}
+
 #[test]
 fn a_full_disk_is_cleared_and_the_attempt_repeated() {
     on_large_stack("again", 30 * MIB as u64, || {

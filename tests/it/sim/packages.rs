@@ -277,3 +277,60 @@ fn the_highest_of_several_wanted_versions_runs() {
     unit.settle();
     assert_eq!(unit.full_status()["a"], "active beta");
 }
+
+#[test]
+fn the_package_that_is_unused_longest_is_evicted_first() {
+    let mut unit = Unit::started(48);
+    for wanted in [&["c", "b", "a"][..], &["c", "b"], &["c"]] {
+        let services: Vec<_> = wanted.iter().map(|id| (*id, "1.0.0")).collect();
+        unit.run(request(&services));
+        unit.settle();
+        unit.advance(HOUR);
+    }
+    for expect in [&["b", "c", "d"][..], &["c", "d", "e"]] {
+        // The made-up store evicts the first that it is offered.
+        let new = expect[2];
+        let wanted: Vec<_> =
+            ["c", "d", "e"].into_iter().filter(|id| *id <= new).map(|id| (id, "1.0.0")).collect();
+        unit.run(request(&wanted));
+        unit.settle();
+        let mut left: Vec<_> = unit.rows.services.iter().map(|row| row.key.id.as_str()).collect();
+        left.sort_unstable();
+        assert_eq!(left, expect);
+    }
+    unit.check_running();
+}
+
+/// An install carries a list of what it may evict; a request that comes meanwhile may want it.
+#[test]
+fn what_a_running_install_may_evict_is_not_started_before_its_end() {
+    for (last, installs) in [
+        // It is evicted and comes once more.
+        (&[("a", "1.0.0"), ("b", "1.0.0"), ("c", "1.0.0")][..], &["file:///c-1.0.0", A][..]),
+        // The install is given up and has evicted nothing.
+        (&[("a", "1.0.0"), ("b", "1.0.0")], &[]),
+    ] {
+        let mut unit = Unit::started(49);
+        unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+        unit.settle();
+        unit.run(request(&[("b", "1.0.0")]));
+        unit.settle();
+        unit.host.take_installs();
+        unit.fetch_up = false;
+        unit.run(request(&[("b", "1.0.0"), ("c", "1.0.0")]));
+        unit.settle();
+        assert!(unit.is_installing());
+        let starts = unit.host.starts();
+        unit.run(request(last));
+        unit.settle();
+        assert_eq!((unit.host.starts(), paths(&unit)), (starts, 2), "its image may go");
+        unit.fetch_up = true;
+        unit.settle();
+        assert_eq!(unit.host.take_installs(), installs);
+        let status = unit.full_status();
+        assert!(status.values().all(|text| text == "active 1.0.0"), "{status:?}");
+        assert_eq!(status.len(), last.len());
+        assert!(unit.rows.wanted.is_empty());
+        unit.check_running();
+    }
+}

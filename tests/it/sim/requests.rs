@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use aos_servicemanager::core::state::StartVerdict;
 use aos_servicemanager::model::command::CmCommand;
-use aos_servicemanager::model::desired::RunRequest;
+use aos_servicemanager::model::desired::{DesiredLayer, PackageSource, RunRequest};
 use aos_servicemanager::model::event::{Event, IamEvent};
+use aos_servicemanager::model::id::Digest;
 use aos_servicemanager::model::node::Device;
 use aos_servicemanager::model::service::ServiceDevice;
 
@@ -115,6 +116,31 @@ fn unknown_services_and_layers() {
     unit.settle();
     assert_eq!(unit.full_status()["ghost"], "failed  service not exist");
     assert!(unit.full_status()["a"].starts_with("failed 1.0.0 layer does not exist"));
+}
+
+#[test]
+fn a_layer_that_cannot_be_installed_is_the_reason_why_its_service_does_not_run() {
+    let mut unit = Unit::started(47);
+    let digest = Digest::parse(&format!("sha256:{}", "1".repeat(64))).unwrap();
+    let layer = DesiredLayer {
+        digest: digest.clone(),
+        layer_id: "base".to_owned(),
+        version: "1".to_owned(),
+        source: PackageSource { url: "file:///base".to_owned(), ..PackageSource::default() },
+    };
+    unit.host.configure("a", |image| image.layers = vec![digest.clone()]);
+    unit.host.break_url("file:///base");
+    let wanted = RunRequest { layers: vec![layer], ..request(&[("a", "1.0.0"), ("b", "1.0.0")]) };
+    unit.run(wanted.clone());
+    unit.settle();
+    let expect =
+        format!("failed 1.0.0 layer does not exist: {digest}: made-up failure of download");
+    assert_eq!(unit.full_status()["a"], expect);
+    assert_eq!(unit.full_status()["b"], "active 1.0.0");
+    unit.host.mend_url("file:///base");
+    unit.run(wanted);
+    unit.settle();
+    assert_eq!(unit.full_status()["a"], "active 1.0.0");
 }
 
 #[test]
