@@ -270,12 +270,23 @@ impl Instance {
             (Phase::Running, Verdict::Given) => (RunState::Active, None),
             (Phase::Running, Verdict::Held { exited: false, .. }) => (RunState::Inactive, None),
             (Phase::Running, Verdict::TooOften) => {
-                (RunState::Failed, Some(ErrorInfo::text("instance restarts too often")))
+                (RunState::Failed, Some(self.restarts_too_often()))
             }
             _ => match &self.fault {
                 Some(fault) => (RunState::Failed, Some(fault.clone())),
                 None => (RunState::Inactive, None),
             },
+        }
+    }
+
+    /// It runs at the moment; what it died of last says most.
+    fn restarts_too_often(&self) -> ErrorInfo {
+        let text = "instance restarts too often";
+        match &self.fault {
+            Some(last) => {
+                ErrorInfo { message: format!("{text}: {}", last.message), ..last.clone() }
+            }
+            None => ErrorInfo::text(text),
         }
     }
 

@@ -273,7 +273,8 @@ fn a_version_that_restarts_too_often_becomes_active_once_it_stays_up() {
     }
     unit.settle();
     let deltas = unit.deltas();
-    assert!(format!("{:?}", unit.reports).contains("instance restarts too often"));
+    let text = "instance restarts too often: exited with code 1";
+    assert!(format!("{:?}", unit.reports).contains(text));
     assert_eq!(deltas.last().unwrap(), "a active 1");
 }
 
