@@ -214,3 +214,85 @@ fn a_change_restarts_exactly_those_it_concerns() {
     let host = Host { ip: "1.1.1.1".into(), hostname: "h".into() };
     assert_eq!(unit.node_config.config.resources[1].hosts, [host]);
 }
+
+/// A unit whose services `a`, `b` and `c` use a device that so many instances may have.
+fn with_shared_device(seed: u64, shared_count: u64) -> Unit {
+    let mut unit = Unit::new(seed);
+    let shared = Device { shared_count, ..device("dev") };
+    unit.node_config.config =
+        Arc::new(NodeConfig { devices: vec![shared], ..NodeConfig::default() });
+    for service in ["a", "b", "c"] {
+        // Named twice, it still counts once.
+        uses(&unit, service, &["dev", "dev"], &[]);
+    }
+    started(unit)
+}
+
+#[test]
+fn of_equal_priorities_the_same_instances_have_the_device_each_time() {
+    let busy = "failed 1 no device available: dev";
+    for (shared_count, expect) in [
+        (0, ["active 1", "active 1", "active 1"]),
+        (1, ["active 1", busy, busy]),
+        (2, ["active 1", "active 1", busy]),
+        (3, ["active 1", "active 1", "active 1"]),
+    ] {
+        let mut unit = with_shared_device(7, shared_count);
+        // Whoever is installed first may have it until the others are.
+        unit.run(request(&[("a", "1"), ("b", "1"), ("c", "1")]));
+        unit.settle();
+        let before = unit.host.pids();
+        for order in [["c", "b", "a"], ["a", "b", "c"], ["b", "c", "a"]] {
+            unit.run(request(&order.map(|service| (service, "1"))));
+            unit.settle();
+            let status = unit.full_status();
+            assert_eq!(["a", "b", "c"].map(|s| status[s].as_str()), expect, "{shared_count}");
+        }
+        assert_eq!(unit.host.pids(), before, "{shared_count}: nothing flaps");
+    }
+}
+
+#[test]
+fn a_held_device_is_granted_only_after_the_stop() {
+    for seed in 1..20 {
+        let mut unit = with_shared_device(seed, 1);
+        unit.host.configure("a", |image| image.image.stop_signal = "SIGTERM".into());
+        unit.run(request(&[("a", "1")]));
+        unit.settle();
+        let mut wanted = request(&[("a", "1"), ("b", "1")]);
+        wanted.instances[1].priority = 10;
+        unit.run(wanted);
+        let mut steps = 0;
+        while unit.step() || unit.pass(Duration::from_secs(5)) {
+            assert!(unit.host.running().len() <= 1, "two have the device");
+            steps += 1;
+        }
+        assert!(steps > 0);
+        let status = unit.full_status();
+        assert_eq!(status["a"], "failed 1 no device available: dev");
+        assert_eq!(status["b"], "active 1");
+        // What is not wanted any more gives it back.
+        unit.run(request(&[("a", "1")]));
+        unit.settle();
+        assert_eq!(unit.full_status()["a"], "active 1");
+    }
+}
+
+#[test]
+fn what_failed_for_want_of_something_starts_when_that_is_named() {
+    let unit = Unit::new(8);
+    uses(&unit, "dev", &["camera"], &[]);
+    uses(&unit, "res", &[], &["dbus"]);
+    let mut unit = started(unit);
+    unit.run(request(&[("dev", "1"), ("res", "1"), ("plain", "1")]));
+    unit.settle();
+    let status = unit.full_status();
+    assert_eq!(status["dev"], "failed 1 device is not available: camera");
+    assert_eq!(status["res"], "failed 1 resource is not available: dbus");
+    let before = unit.host.pids();
+    set(&mut unit, "2.0.0", r#"{"devices":[{"name":"camera"}],"resources":[{"name":"dbus"}]}"#);
+    assert_eq!(unit.deltas()[2..], ["dev active 1", "res active 1"]);
+    assert_eq!(unit.host.starts(), 3);
+    let plain = unit.id_of("plain");
+    assert_eq!(unit.host.pids()[&plain], before[&plain]);
+}
