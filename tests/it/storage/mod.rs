@@ -3,6 +3,7 @@
 mod kills;
 mod scene;
 mod cases;
+mod hardening;
 mod hostile;
 mod injection;
 mod rights;

@@ -1,9 +1,11 @@
 //! What the thread that unpacks foreign packages may do in the running daemon.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use nix::libc;
 
+use crate::common::host;
 use crate::common::need::require;
 use crate::common::unit::Setup;
 
@@ -55,6 +57,42 @@ fn the_fetch_thread_has_what_unpacking_takes() {
     #[allow(unsafe_code)]
     let priority = unsafe { libc::syscall(libc::SYS_ioprio_get, 1, thread) };
     assert_eq!(priority >> 13, CLASS_IDLE);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+/// Where the kernel has Landlock, whatever goes wrong while unpacking ends at the store: here it is
+/// led to another directory after the start.
+#[test]
+fn the_fetch_thread_writes_into_the_store_alone() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    unit.sleeper("one");
+    unit.say("run");
+    unit.say("wait active one");
+    let lines = unit.daemon().output.all();
+    if lines.iter().any(|line| line.contains("not confined by Landlock")) {
+        println!("SKIP the_fetch_thread_writes_into_the_store_alone: no Landlock");
+        return unit.stop_daemon();
+    }
+    let one = unit.pid_of("one/subject/0");
+    let services = unit.path("sm/work/services");
+    let (aside, elsewhere) = (unit.path("aside"), unit.path("elsewhere"));
+    fs::rename(&services, &aside).unwrap();
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, &services).unwrap();
+    unit.sleeper("two");
+    unit.look();
+    unit.say("run");
+    unit.say("wait failed two");
+    let line = unit.expect("two/subject/0 version 1.0.0 failed error: ");
+    assert!(line.contains("Permission denied"), "{line}");
+    assert!(host::names(&elsewhere).is_empty());
+    fs::remove_file(&services).unwrap();
+    fs::rename(&aside, &services).unwrap();
+    unit.say("run");
+    unit.say("wait active");
+    assert_eq!(unit.pid_of("one/subject/0"), one);
     unit.stop_daemon();
     unit.nothing_left();
 }

@@ -56,6 +56,8 @@ struct Service {
     provider: String,
     gid: u32,
     package: Package,
+    /// Said instead of the real one.
+    url: Option<String>,
 }
 
 /// One instance that the unit wants.
@@ -140,6 +142,7 @@ impl Catalog {
             provider: service.provider.clone(),
             gid: service.gid,
             package,
+            url: service.url.clone(),
         };
         self.services.insert(service.id.clone(), service);
         Ok(line)
@@ -282,7 +285,7 @@ impl Catalog {
             info.provider_id.clone_from(&service.provider);
             info.version.clone_from(&service.version);
             info.gid = service.gid;
-            info.url = self.url(&service.package);
+            info.url = service.url.clone().unwrap_or_else(|| self.url(&service.package));
             info.sha256.clone_from(&service.package.sha3_256);
             info.size = service.package.size_bytes;
             message.services.push(info);

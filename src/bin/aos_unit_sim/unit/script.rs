@@ -84,6 +84,8 @@ pub struct Service {
     pub root: String,
     /// A ready-made package.
     pub package: Option<String>,
+    /// Where it is said to be, instead of where it is.
+    pub url: Option<String>,
     pub version: String,
     pub provider: String,
     pub gid: u32,
@@ -332,6 +334,7 @@ fn service(args: &mut Args) -> Result<Command, Error> {
         id,
         root,
         package,
+        url: args.option("url"),
         version: args.option("version").unwrap_or_else(|| "1.0.0".to_owned()),
         provider: args.option("provider").unwrap_or_else(|| "provider".to_owned()),
         gid: args.number("gid")?.unwrap_or(5000),
