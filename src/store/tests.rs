@@ -320,6 +320,22 @@ fn a_failed_batch_changes_nothing() {
     assert_eq!(snapshot.layers.len(), 1);
 }
 
+/// The flags in `.cargo/config.toml` have reached this build.
+#[test]
+fn the_library_has_no_parts_that_nobody_uses() {
+    let db = rusqlite::Connection::open_in_memory().unwrap();
+    let mut statement = db.prepare("PRAGMA compile_options").unwrap();
+    let options = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    let options: Vec<String> = options.map(Result::unwrap).collect();
+    let has = |name: &str| options.iter().any(|option| option.starts_with(name));
+    for name in ["THREADSAFE=1", "OMIT_LOAD_EXTENSION", "OMIT_JSON", "ENABLE_API_ARMOR"] {
+        assert!(has(name), "{name}: {options:?}");
+    }
+    for name in ["ENABLE_FTS", "ENABLE_RTREE", "ENABLE_STAT4", "ENABLE_DBSTAT", "SOUNDEX"] {
+        assert!(!has(name), "{name}: {options:?}");
+    }
+}
+
 #[test]
 fn settings_are_in_force_and_files_are_private() {
     use std::os::unix::fs::MetadataExt;
