@@ -401,9 +401,10 @@ fn forward_messages(settings: &LogSettings, capture: CaptureHandle) {
 /// Stops and removes everything that instances have on this host, without a daemon.
 pub fn stop_instances(config: &Config) -> Result<(), Error> {
     let host = Host::new(config)?;
-    // Nobody decides anything here: exits are of no interest.
     let (core_tx, core_rx) = bounded(CORE_INBOX);
     let mut threads = Threads::new();
+    // Nobody decides anything here, but whoever reports must not wait for room.
+    threads.spawn("core", move || core_rx.into_iter().for_each(drop))?;
     let capturing = Capturing {
         settings: settings::logs(config),
         inbox: host.capture.1,
@@ -414,18 +415,22 @@ pub fn stop_instances(config: &Config) -> Result<(), Error> {
     start_host_threads(host.net_thread, capturing, &core_tx, &mut threads)?;
     let (ports, main, net, capture) = (host.ports, host.loop_handle, host.net, host.capture.0);
     threads.spawn("exec-1", move || {
-        sweep(&ports);
+        // Bridges and rules are of no use before the next start, which makes them anew.
+        if sweep(&ports) && !net.try_keep(Vec::new()) {
+            log::warn!("networks are left");
+        }
         net.stop();
         capture.stop();
         main.stop();
-        drop(core_rx);
     })?;
     host.event_loop.run(&core_tx)?;
+    drop(core_tx);
     threads.join();
     Ok(())
 }
 
-fn sweep(ports: &Ports) {
+/// Ends all instances. False = some cannot be killed.
+fn sweep(ports: &Ports) -> bool {
     let found = jobs::adopt::survey(ports);
     let ids: Vec<_> = found.iter().map(|found| found.id.clone()).collect();
     let unkillable = ports.runtime.kill(&ids);
@@ -440,6 +445,7 @@ fn sweep(ports: &Ports) {
             log::error!("clean-up instance={} err={error}", found.id);
         }
     }
+    unkillable.is_empty()
 }
 
 /// Stops all instances and removes services, layers, database and node configuration. Errors are

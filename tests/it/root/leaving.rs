@@ -69,7 +69,7 @@ fn stop_instances_leaves_nothing() {
     let mut unit = left_behind();
     let (code, out, err) = unit.run_to_end(&["-stop-instances"]);
     assert_eq!(code, Some(0), "{out} {err}");
-    unit.nothing_left();
+    unit.no_links_left();
     assert!(!unit.installed().is_empty(), "packages stay");
     // Again, with nothing to do.
     assert_eq!(unit.run_to_end(&["-stop-instances"]).0, Some(0));
