@@ -82,6 +82,24 @@ check_libraries() {
   fi
 }
 
+# check_database BINARY: fails when SQLite has parts that the flags in .cargo/config.toml leave out.
+check_database() {
+  if LC_ALL=C grep -aq 'fts5: ' "$1"; then
+    die "SQLite was compiled without the flags of .cargo/config.toml"
+  fi
+}
+
+# Seconds after which user-mode Linux is given up.
+uml_limit=${SM_UML_LIMIT:-600}
+
+# boot_uml RESULTS GROUPS [INIT]: user-mode Linux with `ci/uml-init`, which explains these; its
+# console is the output.
+boot_uml() {
+  timeout -k 10 "$uml_limit" linux.uml mem=1536M rootfstype=hostfs rootflags=/ ro quiet \
+    con=null con0=fd:0,fd:1 ssl=null "init=$PWD/ci/uml-init" "aos_results=$1" "aos_groups=$2" \
+    ${3:+"aos_init=$3"} </dev/null 2>&1 | sed -u 's/\r$//'
+}
+
 # Where a run of the tests on one platform (`here`, `uml`) keeps its whole output.
 skip_log() { printf '%s/test-logs/%s.log' "$CARGO_TARGET_DIR" "$1"; }
 
