@@ -5,7 +5,8 @@
 //!     cargo bench --features sim --bench footprint [-- FLAGS]
 //!
 //! `--json FILE`, `--runtime NAME` (crun), `--idle SECONDS` (60), `--most N` instances (64),
-//! `--cycles N` starts and stops (96).
+//! `--cycles N` starts and stops (96); `--since FILE` shows what has changed since the figures in that
+//! file, `--keep FILE` writes them there, below a line with the text of `--origin TEXT`.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)] // not the daemon
 #![allow(clippy::cast_precision_loss)]
 #![allow(dead_code)] // the shared part has more than one bench needs
@@ -39,6 +40,9 @@ fn measure(host: &Host) -> Outcome<bool> {
     host.prepare_for(runtime)?;
     let most: usize = args::number("--most", 64)?;
     let mut table = Table::new("footprint");
+    if let Some(file) = args::value("--since")? {
+        table.compare_with(&file)?;
+    }
     println!("runtime {}", runtime.display());
 
     let size = fs::metadata(DAEMON)?.len() as f64 / MIB;
@@ -52,6 +56,9 @@ fn measure(host: &Host) -> Outcome<bool> {
     unit::cycles(&mut unit, &mut table, args::number("--cycles", 96)?)?;
     let ended = unit.stop_daemon()?;
     table.note("SIGTERM to end, 0 instances", "ms", milliseconds(ended));
+    if let Some(file) = args::value("--keep")? {
+        table.keep(&file, &args::value("--origin")?.unwrap_or_default())?;
+    }
     table.finish(args::value("--json")?.as_deref())
 }
 

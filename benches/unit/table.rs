@@ -1,5 +1,6 @@
 //! The result: a table for people and one line of JSON for programs.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde_json::{Value, json};
@@ -33,11 +34,38 @@ pub(crate) struct Table {
     rows: Vec<Row>,
     /// What the next rows are about; empty = the daemon.
     about: String,
+    /// Figures of an earlier run, by the names of their rows.
+    earlier: Option<BTreeMap<String, f64>>,
 }
 
 impl Table {
     pub(crate) fn new(bench: &'static str) -> Self {
-        Self { bench, rows: Vec::new(), about: String::new() }
+        Self { bench, rows: Vec::new(), about: String::new(), earlier: None }
+    }
+
+    /// Shows in one more column what has changed since the run that `keep` has kept in this file.
+    pub(crate) fn compare_with(&mut self, file: &str) -> Outcome<()> {
+        let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
+        let mut figures = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (number, name) = line.split_once('\t').ok_or(format!("{file}: {line:?}"))?;
+            figures.insert(name.to_owned(), number.parse()?);
+        }
+        self.earlier = Some(figures);
+        Ok(())
+    }
+
+    /// Writes the figures for `compare_with`, below lines that say where they come from.
+    pub(crate) fn keep(&self, file: &str, origin: &str) -> Outcome<()> {
+        let mut text = String::new();
+        for line in origin.lines() {
+            text += &format!("# {line}\n");
+        }
+        for row in &self.rows {
+            text += &format!("{:.3}\t{}\n", row.measured, row.name);
+        }
+        fs::write(file, text)?;
+        Ok(())
     }
 
     /// The rows from now on are about this.
@@ -77,15 +105,21 @@ impl Table {
             _ => metric.clone(),
         };
         let row = Row { name, about: self.about.clone(), metric, unit, measured, limits };
+        let change = self.earlier.as_ref().map(|earlier| match earlier.get(&row.name) {
+            Some(before) => format!("{:>+9.2}", row.measured - before),
+            None => format!("{:>9}", "new"),
+        });
+        let change = change.unwrap_or_default();
         if self.rows.is_empty() {
-            println!("{:<58} {:>9} {:>9} {:>10}", "metric", "goal", "bar", "measured");
+            let last = if self.earlier.is_some() { "   change" } else { "" };
+            println!("{:<58} {:>9} {:>9} {:>10} {last}", "metric", "goal", "bar", "now");
         }
         let (goal, bar, verdict) = match row.limits {
             None => (String::new(), String::new(), ""),
             Some((goal, bar, _)) => (figure(goal), figure(bar), row.verdict()),
         };
         let name = format!("{} [{}]", row.metric, row.unit);
-        println!("{name:<58} {goal:>9} {bar:>9} {:>10} {verdict}", figure(row.measured));
+        println!("{name:<58} {goal:>9} {bar:>9} {:>10} {change} {verdict}", figure(row.measured));
         self.rows.push(row);
     }
 
