@@ -44,6 +44,11 @@ impl Budget {
         fits
     }
 
+    /// Gives back room that was reserved: what was written there is gone again.
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.reserved_bytes = self.reserved_bytes.saturating_sub(bytes);
+    }
+
     /// A package of this directory was evicted.
     pub(super) fn evicted(&mut self, bytes: u64) {
         self.used_bytes = self.used_bytes.saturating_sub(bytes);
@@ -86,6 +91,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Reserve(u64),
+        /// What one of the reservations was for is not needed any more.
+        Release(usize),
         Evict(usize),
         /// The attempt ends well: what it reserved is a package now.
         Publish,
@@ -96,6 +103,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             4 => prop_oneof![0..400u64, any::<u64>()].prop_map(Step::Reserve),
+            1 => (0..8usize).prop_map(Step::Release),
             1 => (0..8usize).prop_map(Step::Evict),
             1 => Just(Step::Publish),
             1 => Just(Step::Fail),
@@ -124,10 +132,13 @@ mod tests {
                             attempt.push(bytes);
                         }
                     }
+                    Step::Release(at) if at < attempt.len() => {
+                        budget.release(attempt.remove(at));
+                    }
                     Step::Evict(at) if at < packages.len() => {
                         budget.evicted(packages.remove(at));
                     }
-                    Step::Evict(_) => {}
+                    Step::Release(_) | Step::Evict(_) => {}
                     Step::Publish => {
                         packages.push(budget.reserved());
                         attempt.clear();

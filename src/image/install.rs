@@ -300,8 +300,8 @@ struct ServiceParts<'a> {
     /// Contents of the configurations.
     configs: BTreeMap<Digest, Vec<u8>>,
     tree: Option<Listing>,
-    /// Blobs in files, because the manifest had not come yet.
-    staged: BTreeSet<Digest>,
+    /// Blobs in files with their sizes, because the manifest had not come yet.
+    staged: BTreeMap<Digest, u64>,
 }
 
 /// What a complete service package gave.
@@ -322,7 +322,7 @@ impl<'a> ServiceParts<'a> {
             manifest_digest: Vec::new(),
             configs: BTreeMap::new(),
             tree: None,
-            staged: BTreeSet::new(),
+            staged: BTreeMap::new(),
         }
     }
 
@@ -365,7 +365,9 @@ impl<'a> ServiceParts<'a> {
         content: &mut impl Read,
         space: &mut Space<'_>,
     ) -> Result<(), Error> {
-        let Some(manifest) = &self.manifest else { return self.stage(digest, content, space) };
+        let Some(manifest) = &self.manifest else {
+            return self.stage(digest, member.size, content, space);
+        };
         match manifest.role(&digest) {
             Role::Rootfs => self.take_rootfs(&digest, content, space),
             Role::Config => {
@@ -419,9 +421,11 @@ impl<'a> ServiceParts<'a> {
     fn stage(
         &mut self,
         digest: Digest,
+        size: u64,
         content: &mut impl Read,
         space: &mut Space<'_>,
     ) -> Result<(), Error> {
+        space.charge(size)?;
         let directory: OwnedFd = self.staging.make_dirs(PARTS)?;
         let name = staged_name(&digest);
         let mut file = self.create(&directory, &name, 0o600)?;
@@ -440,15 +444,20 @@ impl<'a> ServiceParts<'a> {
             written.and_then(|()| space.wrote(file.as_fd(), read as u64)).map_err(failed)?;
         }
         hash.check(&digest)?;
-        self.staged.insert(digest);
+        self.staged.insert(digest, size);
         Ok(())
     }
 
     /// The package is complete and verified: staged blobs, then the check that all is there.
     fn finish(mut self, settings: &ImageSettings, space: &mut Space<'_>) -> Result<Service, Error> {
         let manifest = self.manifest.take().ok_or(Error::Missing { what: "manifest.json" })?;
-        for digest in std::mem::take(&mut self.staged) {
+        let staged = std::mem::take(&mut self.staged).into_iter();
+        let (rootfs, others): (Vec<_>, Vec<_>) =
+            staged.partition(|(digest, _)| manifest.role(digest) == Role::Rootfs);
+        // What is largest comes last, with nothing else beside it.
+        for (digest, size) in others.into_iter().chain(rootfs) {
             self.take_staged(digest, &manifest, space)?;
+            space.release(size);
         }
         let parts = self.staging.path().join(PARTS);
         sys::fs::remove_tree(&parts).map_err(Error::io("remove", parts))?;
@@ -477,7 +486,7 @@ impl<'a> ServiceParts<'a> {
     ) -> Result<(), Error> {
         let path = self.staging.path().join(PARTS).join(staged_name(&digest));
         match manifest.role(&digest) {
-            Role::Unused => return Ok(()),
+            Role::Unused => {}
             Role::Rootfs => {
                 let file = File::open(&path).map_err(Error::io("open", &path))?;
                 self.take_rootfs(&digest, file, space)?;

@@ -92,8 +92,7 @@ impl<'a> Space<'a> {
 
     /// Reserves room for one more entry with this content.
     pub(super) fn charge(&mut self, content_bytes: u64) -> Result<(), Error> {
-        let rounded = content_bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
-        let cost = rounded.saturating_add(BLOCK_BYTES);
+        let cost = cost(content_bytes);
         sys::fault::point("charge");
         self.check(cost)?;
         if self.budget.reserve(cost) {
@@ -102,7 +101,12 @@ impl<'a> Space<'a> {
         Err(Error::NotEnoughSpace { needed: cost, available: self.budget.left() })
     }
 
-    /// Sum of all that was charged: what the package takes on disk, roughly.
+    /// Gives back what was charged for an entry with this content, which is removed.
+    pub(super) fn release(&mut self, content_bytes: u64) {
+        self.budget.release(cost(content_bytes));
+    }
+
+    /// Sum of all that was charged and not given back: what the package takes on disk, roughly.
     pub(super) fn charged_bytes(&self) -> u64 {
         self.budget.reserved()
     }
@@ -213,6 +217,12 @@ impl<'a> Space<'a> {
         let synced = sys::retry(|| nix::unistd::syncfs(self.file.as_fd()));
         synced.map_err(Error::io("flush", self.directory))
     }
+}
+
+/// What an entry with this content takes.
+fn cost(content_bytes: u64) -> u64 {
+    let rounded = content_bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
+    rounded.saturating_add(BLOCK_BYTES)
 }
 
 /// What may be written to a file system without touching its reserve.

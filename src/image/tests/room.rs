@@ -1,6 +1,7 @@
 //! Space: reserve, eviction, full file systems.
 
-use super::fixture::{Archive, Image, gzip, layer_package};
+use super::fixture::{Archive, Image, digest_of, gzip, layer_package};
+use super::raw::file;
 use super::*;
 use crate::model::job::Evictable;
 
@@ -172,6 +173,36 @@ fn the_limit_of_a_directory() {
         s3.unwrap();
         assert!(!s2.path.exists());
         assert_eq!(store.content().len(), 1);
+    });
+}
+
+/// Blobs that come before the manifest wait in files, which count as long as they are there.
+#[test]
+fn what_waits_for_the_manifest_is_within_the_limit() {
+    on_large_stack("staged", 100 * MIB as u64, || {
+        // 100 MiB, of which services may take 10.
+        let store = Store::with(Path::new("/tmp/store"), |settings| settings.services_percent = 10);
+        let image = Image {
+            manifest_last: true,
+            ..Image::new(Archive::new().file("big", &vec![7; 4 * MIB]).bytes())
+        };
+        let good = image.package();
+        // Archive and tree fit beside each other; in the end the tree alone counts.
+        let (row, _) = store.service(file_source(Path::new("/tmp/good"), &good)).unwrap();
+        let size_mib = row.size_bytes / MIB as u64;
+        assert_eq!((size_mib, names(&row.path).len()), (4, 4), "{:?}", names(&row.path));
+        store.store.remove(&row.path).unwrap();
+        // Each of these would fit as well, and nobody needs them.
+        let mut content = Vec::new();
+        for letter in b'a'..b'd' {
+            let blob = vec![letter; 3 * MIB];
+            let name = format!("blobs/{}", digest_of(&blob).replace(':', "/"));
+            content.extend(file(name.as_bytes(), &blob));
+        }
+        let bad = [content, good].concat();
+        let error = store.service(file_source(Path::new("/tmp/bad"), &gzip(&bad))).map(drop);
+        assert!(error.unwrap_err().starts_with("not enough space: "));
+        assert!(store.content().is_empty(), "{:?}", store.content());
     });
 }
 
