@@ -132,6 +132,11 @@ const HARDENING: [Row; 25] = [
                 "an_install_that_crashed_the_daemon_twice_waits_for_the_next_request",
             ),
             (STORAGE, "waiting.rs", "a_stop_does_not_wait_for_a_download"),
+            (
+                STORAGE,
+                "waiting.rs",
+                "a_silent_server_holds_the_next_package_no_longer_than_its_time_limit",
+            ),
         ],
     ),
     (
@@ -164,6 +169,7 @@ const HARDENING: [Row; 25] = [
         &[
             (TESTS, "room.rs", "the_reserve_is_kept_and_eviction_helps"),
             (TESTS, "room.rs", "the_limit_of_a_directory"),
+            (TESTS, "room.rs", "what_waits_for_the_manifest_is_within_the_limit"),
             (TESTS, "room.rs", "packages_of_the_other_directory_make_room_on_the_partition"),
             (IMAGE, "budget.rs", "the_sum_of_reservations_is_what_was_reserved"),
             (STORAGE, "cases.rs", "the_limit_of_services"),

@@ -63,6 +63,27 @@ fn what_is_there_starts_while_a_server_is_silent_and_a_new_request_ends_the_wait
 }
 
 #[test]
+fn a_silent_server_holds_the_next_package_no_longer_than_its_time_limit() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    offer(&mut unit, "a-silent", &large());
+    unit.say("fault /a-silent.tar hang");
+    offer(&mut unit, "b-next", &Package::good());
+    unit.say("run");
+    unit.say("wait active b-next 80s");
+    // One attempt without a byte; the other ones come behind what was not tried yet.
+    let lines = unit.daemon().output.all();
+    let at = |texts: [&str; 2]| {
+        lines.iter().position(|line| texts.iter().all(|text| line.contains(text))).unwrap()
+    };
+    let failed = at(["will be tried again", "service a-silent"]);
+    assert!(lines[failed].contains("no data for 30 s"), "{}", lines[failed]);
+    assert!(failed < at(["msg=installing", "service b-next"]));
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
 fn a_stop_does_not_wait_for_a_download() {
     require!(root, memory, runc);
     let mut unit = Setup::new().registered();
