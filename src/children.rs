@@ -317,12 +317,14 @@ fn foreign_status(watched: &Watched) -> Option<Exit> {
     }
 }
 
-/// A kill is one for want of memory, if the counter of such kills has risen.
+/// A kill is one for want of memory, if the counter of such kills has risen; a code that is not 0
+/// may come of such a kill of another process.
 fn verdict(exit: Exit, oom: Option<&(File, u64)>) -> Exit {
     let risen =
         |(file, before): &(File, u64)| process::oom_kills(file).is_ok_and(|after| after > *before);
     match exit {
         Exit::Signal(_) if oom.is_some_and(risen) => Exit::OutOfMemory,
+        Exit::Code(code) if code != 0 && oom.is_some_and(risen) => Exit::CodeAfterKills(code),
         other => other,
     }
 }
@@ -490,7 +492,9 @@ mod tests {
             };
             for by_fd in [false, true] {
                 check("exit 0", by_fd, "oom_kill 1\n", Exit::Code(0));
-                check("exit 42", by_fd, "oom_kill 2\n", Exit::Code(42));
+                check("exit 0", by_fd, "oom_kill 2\n", Exit::Code(0));
+                check("exit 42", by_fd, "oom_kill 1\n", Exit::Code(42));
+                check("exit 42", by_fd, "oom_kill 2\n", Exit::CodeAfterKills(42));
                 check("kill -9 $$", by_fd, "oom_kill 1\n", Exit::Signal(9));
                 check("kill -9 $$", by_fd, "oom_kill 2\n", Exit::OutOfMemory);
                 check("kill -9 $$", by_fd, "", Exit::Signal(9));

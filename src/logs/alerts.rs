@@ -190,8 +190,9 @@ fn clean(message: &[u8]) -> String {
 pub(crate) fn end_of(unit: &str, exit: Exit) -> Vec<(u8, String)> {
     let (level, how, result) = match exit {
         Exit::Code(0) => return vec![(6, format!("{unit}: Deactivated successfully."))],
-        Exit::Code(code) => {
-            (5, format!("code=exited, status={code}/{}", code_name(code)), "exit-code")
+        Exit::Code(code) | Exit::CodeAfterKills(code) => {
+            let result = if exit == Exit::Code(code) { "exit-code" } else { "oom-kill" };
+            (5, format!("code=exited, status={code}/{}", code_name(code)), result)
         }
         Exit::Signal(number) => {
             let (kind, result) =
@@ -437,6 +438,13 @@ pub(crate) mod tests {
             Exit::OutOfMemory,
             &[
                 (4, "u: Main process exited, code=killed, status=9/KILL"),
+                (4, "u: Failed with result 'oom-kill'."),
+            ],
+        );
+        check(
+            Exit::CodeAfterKills(137),
+            &[
+                (5, "u: Main process exited, code=exited, status=137/n/a"),
                 (4, "u: Failed with result 'oom-kill'."),
             ],
         );

@@ -177,7 +177,9 @@ pub(crate) fn tell(settings: &LogSettings, id: &InstanceId, life: Life, level: u
         life.name(),
     );
     match life {
-        Life::Exited(Exit::Code(code)) => entry.push_str(&format!("AOS_EXIT_CODE={code}\n")),
+        Life::Exited(Exit::Code(code) | Exit::CodeAfterKills(code)) => {
+            entry.push_str(&format!("AOS_EXIT_CODE={code}\n"));
+        }
         Life::Exited(Exit::Signal(signal)) => {
             entry.push_str(&format!("AOS_EXIT_SIGNAL={signal}\n"));
         }

@@ -87,6 +87,9 @@ pub enum Exit {
     Signal(i32),
     /// Killed, and the group's counter of OOM kills has risen.
     OutOfMemory,
+    /// Ended with this code, which is not 0, and processes of its group were killed for want of
+    /// memory since its start.
+    CodeAfterKills(i32),
     /// Not our child, and no source of the status was left.
     Lost,
 }
@@ -95,7 +98,7 @@ impl Exit {
     /// Exit code for the status: the code, 128 + signal, 137, or 0 when unknown.
     pub fn code(self) -> i32 {
         match self {
-            Self::Code(code) => code,
+            Self::Code(code) | Self::CodeAfterKills(code) => code,
             Self::Signal(signal) => 128 + signal,
             Self::OutOfMemory => 137,
             Self::Lost => 0,
@@ -109,6 +112,9 @@ impl std::fmt::Display for Exit {
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(signal) => write!(f, "killed by signal {signal}"),
             Self::OutOfMemory => f.write_str("out of memory"),
+            Self::CodeAfterKills(code) => {
+                write!(f, "exited with code {code} after some of its processes ran out of memory")
+            }
             Self::Lost => f.write_str("exit status lost"),
         }
     }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use aos_servicemanager::sys::fs::write_plain;
+
 use crate::common::host;
 use crate::common::need::{self, on_platform, require};
 use crate::common::program;
@@ -266,6 +268,43 @@ fn an_instance_inherits_nothing_from_the_daemon() {
 fn an_instance_of_crun_inherits_nothing_from_the_daemon() {
     require!(root, memory, crun, busybox);
     nothing_is_inherited(Setup::crun());
+}
+
+fn system_calls_are_filtered(setup: Setup) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("profile.json");
+    // Other architectures would cost time at each start, and are left out.
+    let profile = r#"{"defaultAction":"SCMP_ACT_ALLOW",
+        "architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86","SCMP_ARCH_X32","SCMP_ARCH_AARCH64"],
+        "syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}"#;
+    write_plain(&file, profile.as_bytes(), 0o600).unwrap();
+    let mut unit = setup.set("seccompProfile", file.to_str().unwrap()).registered();
+    let script = "/busybox mkdir /storage/dir; echo code $? >/storage/said; \
+        exec /busybox sleep 10000";
+    unit.service("web", script, "");
+    unit.say("instance web");
+    unit.say("run");
+    unit.say("wait active web");
+    assert_eq!(unit.expect_stored("web/subject/0", "said", "\n"), "code 1\n");
+    let status = status(unit.pid_of("web/subject/0"));
+    assert_eq!((&*status["Seccomp"], &*status["NoNewPrivs"]), ("2", "1"));
+    let bundle = unit.path("run/runtime").join(unit.id_of("web/subject/0"));
+    let config = fs::read_to_string(bundle.join("config.json")).unwrap();
+    assert_eq!(config.matches("SCMP_ARCH_").count(), 1);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn system_calls_are_filtered_with_runc() {
+    require!(root, memory, runc, busybox);
+    system_calls_are_filtered(Setup::new());
+}
+
+#[test]
+fn system_calls_are_filtered_with_crun() {
+    require!(root, memory, crun, busybox);
+    system_calls_are_filtered(Setup::crun());
 }
 
 /// Voluntary switches of the main thread and of those that start, stop and decide.

@@ -32,6 +32,10 @@ fn exit_kinds() {
         (Exit::Code(0), "a failed 1 exited with code 0"),
         (Exit::Signal(9), "a failed(137) 1 killed by signal 9"),
         (Exit::OutOfMemory, "a failed(137) 1 out of memory"),
+        (
+            Exit::CodeAfterKills(137),
+            "a failed(137) 1 exited with code 137 after some of its processes ran out of memory",
+        ),
         (Exit::Lost, "a failed 1 exit status lost"),
     ] {
         let mut unit = running(2);
