@@ -90,7 +90,7 @@ check_database() {
 }
 
 # Seconds after which user-mode Linux is given up.
-uml_limit=${SM_UML_LIMIT:-600}
+uml_limit=${SM_UML_LIMIT:-900}
 
 # boot_uml RESULTS GROUPS [INIT]: user-mode Linux with `ci/uml-init`, which explains these; its
 # console is the output.

@@ -10,6 +10,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use aos_servicemanager::cm::wire::v4::servicemanager::SMIncomingMessages;
+use protobuf::Message;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -153,6 +155,15 @@ impl Setup {
     }
 }
 
+/// A unit with the instance `good/subject/0`, which what follows must not hurt.
+pub fn with_a_good_one(setup: Setup) -> Unit {
+    let mut unit = setup.registered();
+    unit.sleeper("good");
+    unit.say("run");
+    unit.say("wait active good");
+    unit
+}
+
 /// A running unit. Whatever is left of it ends with it.
 #[derive(Debug)]
 pub struct Unit {
@@ -194,6 +205,13 @@ impl Unit {
         lines.truncate(end - start + 1);
         let result = lines.pop().unwrap_or_default();
         (lines, result)
+    }
+
+    /// Lets the CM send a message as it is.
+    pub fn send(&mut self, message: &SMIncomingMessages) {
+        let bytes = message.write_to_bytes().unwrap();
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.say(&format!("raw {digits}"));
     }
 
     /// Waits until the unit prints this text; the line. Text before it is passed.

@@ -1,7 +1,7 @@
 //! CM and IAM that are away, slow, silent, or have a new certificate; the end of the daemon.
 
 use crate::common::need::require;
-use crate::common::unit::Setup;
+use crate::common::unit::{Setup, with_a_good_one};
 
 #[test]
 fn the_cm_is_away_at_start_and_later() {
@@ -116,10 +116,7 @@ fn a_cm_that_stands_still_does_not_hold_up_the_end() {
 #[test]
 fn a_download_that_stands_still_does_not_hold_up_the_end() {
     require!(root, memory, runc, busybox);
-    let mut unit = Setup::new().registered();
-    unit.sleeper("good");
-    unit.say("run");
-    unit.say("wait active good");
+    let mut unit = with_a_good_one(Setup::new());
     unit.service("slow", "exit 0", "");
     unit.say("instance slow");
     unit.say("fault /service-slow-1.0.0.tar hang");

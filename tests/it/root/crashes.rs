@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::common::host;
 use crate::common::image::{self, Member, Package};
 use crate::common::need::{self, require};
-use crate::common::unit::{Setup, Unit};
+use crate::common::unit::{Setup, Unit, with_a_good_one};
 use crate::common::wait_until;
 
 /// Every wanted instance runs exactly once.
@@ -22,10 +22,7 @@ fn each_runs_once(unit: &Unit, count: usize) {
 #[test]
 fn killed_while_installing() {
     require!(root, memory, runc, busybox);
-    let mut unit = Setup::new().registered();
-    unit.sleeper("good");
-    unit.say("run");
-    unit.say("wait active good");
+    let mut unit = with_a_good_one(Setup::new());
     let good = unit.pid_of("good/subject/0");
     let big = Package::with_root(&[Member::file("big", &vec![0x5a; 1 << 20])]);
     let path = image::write(&unit.path("packages"), "big.tar", &big.bytes());
@@ -60,10 +57,7 @@ fn killed_while_installing() {
 #[test]
 fn a_package_during_which_the_daemon_dies_twice_is_given_up() {
     require!(root, memory, runc, busybox);
-    let mut unit = Setup::new().registered();
-    unit.sleeper("good");
-    unit.say("run");
-    unit.say("wait active good");
+    let mut unit = with_a_good_one(Setup::new());
     let good = unit.pid_of("good/subject/0");
     let path = image::write(&unit.path("packages"), "bad.tar", &Package::good().bytes());
     unit.say(&format!("service bad package={}", path.display()));

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use aos_servicemanager::sys::fs::write_plain;
 
 use crate::common::need::{self, require};
-use crate::common::unit::{Setup, Unit};
+use crate::common::unit::{Setup, Unit, with_a_good_one};
 use crate::common::wait_until;
 
 /// A service whose root file system has these files beside busybox: name, content, mode.
@@ -248,10 +248,7 @@ fn a_device_that_disappears_fails_the_next_start_and_serves_again_when_it_is_bac
 #[test]
 fn a_stored_node_configuration_that_cannot_be_used() {
     require!(root, memory, runc, busybox);
-    let mut unit = Setup::new().registered();
-    unit.sleeper("good");
-    unit.say("run");
-    unit.say("wait active good");
+    let mut unit = with_a_good_one(Setup::new());
     let good = unit.pid_of("good/subject/0");
     unit.kill_daemon();
     unit.say("wait disconnected");

@@ -7,16 +7,8 @@ use std::path::Path;
 use crate::common::host;
 use crate::common::image::{self, Member, Package};
 use crate::common::need::require;
-use crate::common::unit::{Setup, Unit};
+use crate::common::unit::{Setup, Unit, with_a_good_one};
 use crate::common::wait_until;
-
-fn unit_with_a_good_one(setup: Setup) -> Unit {
-    let mut unit = setup.registered();
-    unit.sleeper("good");
-    unit.say("run");
-    unit.say("wait active good");
-    unit
-}
 
 /// Offers a package, and spoils the file afterwards.
 fn offer(unit: &mut Unit, id: &str, bytes: &[u8], spoil: impl FnOnce(&Path)) {
@@ -66,7 +58,7 @@ fn outside(unit: &Unit) -> Vec<String> {
 #[test]
 fn damaged_packages() {
     require!(root, memory, runc, busybox);
-    let mut unit = unit_with_a_good_one(Setup::new());
+    let mut unit = with_a_good_one(Setup::new());
     let package = Package::good().bytes();
 
     offer(&mut unit, "longer", &package, |path| {
@@ -106,7 +98,7 @@ fn damaged_packages() {
 #[test]
 fn a_server_that_does_not_deliver() {
     require!(root, memory, runc, busybox);
-    let mut unit = unit_with_a_good_one(Setup::new());
+    let mut unit = with_a_good_one(Setup::new());
     let package = Package::good().bytes();
     offer(&mut unit, "late", &package, |_| {});
     unit.say("fault /late.tar status=503");
@@ -126,7 +118,7 @@ fn a_server_that_does_not_deliver() {
 #[test]
 fn hostile_packages() {
     require!(root, memory, runc, busybox);
-    let mut unit = unit_with_a_good_one(Setup::new());
+    let mut unit = with_a_good_one(Setup::new());
     let victim = unit.path("sm/victim");
     fs::create_dir(&victim).unwrap();
     let target = victim.to_str().unwrap().to_owned();
@@ -160,7 +152,7 @@ fn hostile_packages() {
 #[test]
 fn what_the_cm_names_but_does_not_exist() {
     require!(root, memory, runc, busybox);
-    let mut unit = unit_with_a_good_one(Setup::new());
+    let mut unit = with_a_good_one(Setup::new());
     let good = unit.pid_of("good/subject/0");
     unit.say("instance nothing");
     unit.say("run");
@@ -183,10 +175,9 @@ fn what_the_cm_names_but_does_not_exist() {
 #[test]
 fn an_instance_named_twice_runs_once() {
     use aos_servicemanager::cm::wire::v4::{common, servicemanager as wire};
-    use protobuf::Message;
 
     require!(root, memory, runc, busybox);
-    let mut unit = unit_with_a_good_one(Setup::new());
+    let mut unit = with_a_good_one(Setup::new());
     let mut ident = common::InstanceIdent::new();
     (ident.service_id, ident.subject_id) = ("good".into(), "subject".into());
     let mut run = wire::RunInstances::new();
@@ -198,10 +189,8 @@ fn an_instance_named_twice_runs_once() {
     }
     let mut message = wire::SMIncomingMessages::new();
     message.set_run_instances(run);
-    let bytes = message.write_to_bytes().unwrap();
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     unit.look();
-    unit.say(&format!("raw {hex}"));
+    unit.send(&message);
     // The request names no service, but the installed one is still there.
     unit.expect("full status: 1 instances");
     let groups = unit.groups();

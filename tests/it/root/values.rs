@@ -6,10 +6,9 @@ use std::fs;
 
 use aos_servicemanager::cm::wire::v4::{common, servicemanager as wire};
 use aos_servicemanager::sys::fs::write_plain;
-use protobuf::Message;
 
 use crate::common::need::{self, require};
-use crate::common::unit::{Setup, Unit};
+use crate::common::unit::{Setup, Unit, with_a_good_one};
 use crate::common::wait_until;
 
 /// What becomes of an instance with a value: it runs, or its status has this text.
@@ -328,10 +327,7 @@ fn instance(service: &str, subject: &str) -> wire::InstanceInfo {
 #[test]
 fn values_of_packages_in_requests() {
     require!(root, memory, runc, busybox);
-    let mut unit = Setup::new().registered();
-    unit.sleeper("good");
-    unit.say("run");
-    unit.say("wait active good");
+    let mut unit = with_a_good_one(Setup::new());
     let installed = unit.installed();
     let mut run = wire::RunInstances::new();
     // Installed already, so it is not looked at.
@@ -365,10 +361,8 @@ fn values_of_packages_in_requests() {
     run.instances.push(kept);
     let mut message = wire::SMIncomingMessages::new();
     message.set_run_instances(run);
-    let bytes = message.write_to_bytes().unwrap();
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     unit.look();
-    unit.say(&format!("raw {hex}"));
+    unit.send(&message);
     unit.expect(&format!("full status: {} instances", bad.len() + 1));
     let lines = unit.statuses();
     for id in bad {
