@@ -52,6 +52,7 @@ use crate::runtime::bundle::{self, BundleStore};
 use crate::runtime::crun::{self, Crun};
 use crate::store::node_file::{self, NodeFile};
 use crate::store::{self, Store};
+use crate::sys::progress::{self, Board};
 use crate::sys::time::SystemClock;
 use crate::sys::{random, thread};
 
@@ -120,6 +121,8 @@ pub enum Error {
 
 /// Threads with a way to learn that they have ended.
 struct Threads {
+    /// `None` = nobody wants to know whether they make progress.
+    board: Option<Board>,
     handles: Vec<(&'static str, JoinHandle<()>)>,
     ended: (Sender<&'static str>, Receiver<&'static str>),
 }
@@ -128,8 +131,9 @@ struct Threads {
 const MAX_THREADS: usize = 16;
 
 impl Threads {
-    fn new() -> Self {
-        Self { handles: Vec::new(), ended: bounded(MAX_THREADS) }
+    fn new(is_supervised: bool) -> Self {
+        let board = is_supervised.then(Board::default);
+        Self { board, handles: Vec::new(), ended: bounded(MAX_THREADS) }
     }
 
     fn spawn(
@@ -147,8 +151,13 @@ impl Threads {
         body: impl FnOnce() + Send + 'static,
     ) -> Result<(), Error> {
         let ended = self.ended.0.clone();
+        let place = self.board.as_mut().map(|board| board.add(name));
         let handle = thread::spawn_sized(name, stack_bytes, move || {
+            if let Some(place) = place {
+                place.take();
+            }
             body();
+            progress::rests();
             let _ = ended.try_send(name);
         })
         .map_err(|source| Error::Thread { name, source })?;
@@ -229,7 +238,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         new_id,
     );
     let (core_tx, core_rx) = bounded(CORE_INBOX);
-    let mut threads = Threads::new();
+    let mut threads = Threads::new(host.event_loop.is_supervised());
     let world = start_threads(config, &host, store, &core_tx, &clock, &mut threads)?;
     let capturing = Capturing {
         settings: settings::logs(config),
@@ -249,7 +258,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     host.loop_handle.ready();
     log::info!("running version={}", crate::cli::VERSION);
     drop(host.ports);
-    host.event_loop.run(&core_tx)?;
+    host.event_loop.run(&core_tx, &threads.board.take().unwrap_or_default())?;
     drop(core_tx);
     threads.join();
     log::info!("stopped");
@@ -402,7 +411,7 @@ fn forward_messages(settings: &LogSettings, capture: CaptureHandle) {
 pub fn stop_instances(config: &Config) -> Result<(), Error> {
     let host = Host::new(config)?;
     let (core_tx, core_rx) = bounded(CORE_INBOX);
-    let mut threads = Threads::new();
+    let mut threads = Threads::new(false);
     // Nobody decides anything here, but whoever reports must not wait for room.
     threads.spawn("core", move || core_rx.into_iter().for_each(drop))?;
     let capturing = Capturing {
@@ -423,7 +432,7 @@ pub fn stop_instances(config: &Config) -> Result<(), Error> {
         capture.stop();
         main.stop();
     })?;
-    host.event_loop.run(&core_tx)?;
+    host.event_loop.run(&core_tx, &Board::default())?;
     drop(core_tx);
     threads.join();
     Ok(())

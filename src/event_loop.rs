@@ -25,8 +25,9 @@ use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::ports::{Command, CommandEnd, Processes, Watch};
 use crate::sys::notify::{Notifier, watchdog_period};
+use crate::sys::progress::Board;
 use crate::sys::time::{ClockJumps, monotonic};
-use crate::sys::{command, pidfd, process, thread};
+use crate::sys::{command, pidfd, process, progress, thread};
 
 /// Length of the inbox.
 pub const INBOX: usize = 64;
@@ -57,6 +58,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("thread makes no progress thread={thread} silent_ms={}", .silence.as_millis())]
+    Stuck { thread: &'static str, silence: Duration },
     #[error("process manager has stopped")]
     Stopped,
     #[error("process manager does not answer")]
@@ -165,7 +168,7 @@ fn wait_for<T>(
     patience: Duration,
     silent: &Error,
 ) -> Result<T, Failure> {
-    match answer.recv_timeout(patience) {
+    match progress::waiting(|| answer.recv_timeout(patience)) {
         Ok(result) => result,
         Err(RecvTimeoutError::Timeout) => Err(Failure::lasting(silent)),
         Err(RecvTimeoutError::Disconnected) => Err(Failure::lasting(&Error::Stopped)),
@@ -224,12 +227,27 @@ pub struct EventLoop {
     stopped: bool,
 }
 
-/// The service manager's watchdog: it hears from us only while core answers.
+/// The service manager's watchdog: it hears from us only while all threads make progress.
 #[derive(Debug)]
 struct Watchdog {
+    /// Half of the time after which the service manager would act.
     period: Duration,
     next: Duration,
-    awaits_pong: bool,
+    /// Since when core owes an answer; `None` = it has given it.
+    asked_at: Option<Duration>,
+    /// The question is in its inbox.
+    is_asked: bool,
+}
+
+impl Watchdog {
+    /// A thread that has been silent for as long as the service manager allows. Core has to answer,
+    /// too: that takes the whole way through its inbox.
+    fn stuck(&self, board: &Board, now: Duration) -> Option<progress::Stuck> {
+        let limit = 2 * self.period;
+        let unanswered = self.asked_at.map(|at| now.saturating_sub(at));
+        let core = unanswered.map(|silence| progress::Stuck { thread: "core", silence });
+        board.stuck(limit, now).or(core.filter(|core| core.silence > limit))
+    }
 }
 
 impl EventLoop {
@@ -257,7 +275,8 @@ impl EventLoop {
         let watchdog = watchdog_period().filter(|_| notifier.is_some()).map(|period| Watchdog {
             period,
             next: monotonic() + period,
-            awaits_pong: false,
+            asked_at: None,
+            is_asked: false,
         });
         let (sender, inbox) = bounded(INBOX);
         let waker = Arc::new(waker);
@@ -276,8 +295,14 @@ impl EventLoop {
         Ok((event_loop, LoopHandle { inbox: sender, waker }))
     }
 
-    /// Runs until `LoopCmd::Stop`. Children that still run then go on without us.
-    pub fn run(mut self, core: &Sender<Event>) -> Result<(), Error> {
+    /// Whether a service manager wants to know that all threads make progress.
+    pub fn is_supervised(&self) -> bool {
+        self.watchdog.is_some()
+    }
+
+    /// Runs until `LoopCmd::Stop`, or until a thread of `board` is stuck: then the process has to
+    /// end, and the next one adopts what runs. Children that still run go on without us.
+    pub fn run(mut self, core: &Sender<Event>, board: &Board) -> Result<(), Error> {
         thread::unblock_signals().map_err(|source| Error::Setup { what: "signals", source })?;
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopped {
@@ -291,7 +316,7 @@ impl EventLoop {
             }
             let late = self.children.expire(now);
             report(late, core);
-            self.tick_watchdog(now, core);
+            self.tick_watchdog(now, core, board)?;
         }
         Ok(())
     }
@@ -340,9 +365,7 @@ impl EventLoop {
             LoopCmd::Ready => self.notify("READY=1"),
             LoopCmd::Pong => {
                 if let Some(watchdog) = &mut self.watchdog {
-                    watchdog.awaits_pong = false;
-                }
-                if self.watchdog.is_some() {
+                    (watchdog.asked_at, watchdog.is_asked) = (None, false);
                     self.notify("WATCHDOG=1");
                 }
             }
@@ -398,17 +421,25 @@ impl EventLoop {
         }
     }
 
-    fn tick_watchdog(&mut self, now: Duration, core: &Sender<Event>) {
+    fn tick_watchdog(
+        &mut self,
+        now: Duration,
+        core: &Sender<Event>,
+        board: &Board,
+    ) -> Result<(), Error> {
         let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.next <= now) else {
-            return;
+            return Ok(());
         };
         watchdog.next = now + watchdog.period;
-        if watchdog.awaits_pong {
-            log::error!("core does not answer the watchdog");
-        } else {
-            // A full inbox means the same as no answer, and must not stop this thread.
-            watchdog.awaits_pong = core.try_send(Event::Ping).is_ok();
+        if let Some(progress::Stuck { thread, silence }) = watchdog.stuck(board, now) {
+            return Err(Error::Stuck { thread, silence });
         }
+        watchdog.asked_at.get_or_insert(now);
+        if !watchdog.is_asked {
+            // A full inbox must not stop this thread; the next turn asks again.
+            watchdog.is_asked = core.try_send(Event::Ping).is_ok();
+        }
+        Ok(())
     }
 
     fn notify(&self, state: &str) {

@@ -28,8 +28,8 @@ use grpcio::{
 };
 
 use crate::rpc::token::Tokens;
-use crate::sys::pkcs11;
 use crate::sys::time::now;
+use crate::sys::{pkcs11, progress};
 
 /// Largest message that is accepted.
 pub const RECEIVE_LIMIT_BYTES: i32 = 64 << 20;
@@ -463,11 +463,11 @@ fn block<F: Future>(mut future: Pin<&mut F>, until: Option<Instant>) -> Option<F
             return Some(value);
         }
         let Some(until) = until else {
-            thread::park();
+            progress::waiting(thread::park);
             continue;
         };
         match until.checked_duration_since(now()) {
-            Some(left) if !left.is_zero() => thread::park_timeout(left),
+            Some(left) if !left.is_zero() => progress::waiting(|| thread::park_timeout(left)),
             _ => return None,
         }
     }

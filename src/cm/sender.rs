@@ -18,6 +18,7 @@ use crate::model::event::{Event, Session};
 use crate::model::failure::Failure;
 use crate::model::status::{CmReport, LogPart, NodeMonitoring, chain};
 use crate::rpc;
+use crate::sys::progress;
 
 /// Messages that may wait for this thread.
 pub const INBOX_CAPACITY: usize = 64;
@@ -69,7 +70,7 @@ pub fn run(
     let mut writer = Writer { open: None, newest: None, send_limit, events, spare };
     loop {
         let next = match writer.newest {
-            None => inbox.recv().map_err(|_| TryRecvError::Disconnected),
+            None => progress::waiting(|| inbox.recv()).map_err(|_| TryRecvError::Disconnected),
             Some(_) => inbox.try_recv(),
         };
         match next {

@@ -126,6 +126,12 @@ pub trait Perform {
     /// When `perform` wants to be called again, CLOCK_MONOTONIC: something waits for a place in a
     /// queue, or for a disk that can be written again.
     fn next_deadline(&self) -> Option<Duration>;
+
+    /// The loop begins to wait for an event.
+    fn rests(&self) {}
+
+    /// The loop goes on.
+    fn works(&self) {}
 }
 
 /// The loop. Returns when a stop was asked for and nothing is in flight any more.
@@ -144,6 +150,7 @@ pub fn run(inbox: &Receiver<Event>, clock: &dyn Clock, mut state: State, mut wor
             return;
         }
         let deadlines = [state.next_deadline(), world.next_deadline()];
+        world.rests();
         let event = match deadlines.into_iter().flatten().min() {
             None => inbox.recv().unwrap_or(Event::Stop),
             Some(at) => {
@@ -155,6 +162,7 @@ pub fn run(inbox: &Receiver<Event>, clock: &dyn Clock, mut state: State, mut wor
                 }
             }
         };
+        world.works();
         events.push(event);
     }
 }

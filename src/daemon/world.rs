@@ -40,7 +40,7 @@ use crate::rpc::InboxSender;
 use crate::runtime::devices;
 use crate::store::Store;
 use crate::store::node_file::NodeFile;
-use crate::sys::fault;
+use crate::sys::{fault, progress};
 
 /// A part of a log waits so long for its place in the stream.
 const LOG_PART_LIMIT: Duration = Duration::from_secs(60);
@@ -399,6 +399,14 @@ impl Perform for World {
         let store = (!self.unsaved.is_empty()).then_some(self.retry_at);
         backlog.into_iter().chain(store).min()
     }
+
+    fn rests(&self) {
+        progress::rests();
+    }
+
+    fn works(&self) {
+        progress::works();
+    }
 }
 
 /// Hands over from the front until one is given back.
@@ -516,8 +524,8 @@ impl LogOutput for LogOut {
     fn part(&self, session: Session, part: LogPart) -> bool {
         let (reply, sent) = bounded(1);
         let command = CmTxCommand::LogPart { session, part, reply };
-        self.cm_tx.send_timeout(command, LOG_PART_LIMIT).is_ok()
-            && matches!(sent.recv_timeout(LOG_PART_LIMIT), Ok(Ok(())))
+        progress::waiting(|| self.cm_tx.send_timeout(command, LOG_PART_LIMIT).is_ok())
+            && matches!(progress::waiting(|| sent.recv_timeout(LOG_PART_LIMIT)), Ok(Ok(())))
     }
 }
 

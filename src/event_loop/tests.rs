@@ -16,7 +16,7 @@ fn with_loop(body: impl FnOnce(&LoopHandle, &Receiver<Event>)) {
     thread::block_signals().unwrap();
     let (event_loop, handle) = EventLoop::new().unwrap();
     let (core, events) = bounded(8);
-    let main = thread::spawn("main", move || event_loop.run(&core)).unwrap();
+    let main = thread::spawn("main", move || event_loop.run(&core, &Board::default())).unwrap();
     body(&handle, &events);
     handle.stop();
     main.join().unwrap().unwrap();
@@ -59,7 +59,7 @@ fn a_stop_is_seen_although_its_sender_is_gone() {
         let (core, _events) = bounded(8);
         handle.stop();
         drop(handle);
-        event_loop.run(&core).unwrap();
+        event_loop.run(&core, &Board::default()).unwrap();
     });
 }
 
@@ -190,7 +190,7 @@ fn the_service_manager_hears_from_core() {
     let name = "event_loop::tests::the_service_manager_hears_from_core";
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
-    let env = [("NOTIFY_SOCKET", path.as_path()), ("WATCHDOG_USEC", "20000".as_ref())];
+    let env = [("NOTIFY_SOCKET", path.as_path()), ("WATCHDOG_USEC", "3000000".as_ref())];
     in_own_process_with(name, &env, || {
         let socket = UnixDatagram::bind(std::env::var_os("NOTIFY_SOCKET").unwrap()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -199,22 +199,33 @@ fn the_service_manager_hears_from_core() {
             let length = socket.recv(&mut buffer).unwrap();
             assert_eq!(std::str::from_utf8(&buffer[..length]), Ok(text));
         };
-        with_loop(|handle, events| {
-            assert!(handle.ready());
-            expect("READY=1");
-            for _ in 0..3 {
-                let event = events.recv_timeout(PATIENCE).unwrap();
-                assert!(matches!(event, Event::Ping), "{event:?}");
-                assert!(handle.pong());
-                expect("WATCHDOG=1");
-            }
-            // Without an answer there is neither another question nor a sign of life.
+        let (event_loop, handle) = EventLoop::new().unwrap();
+        assert!(event_loop.is_supervised());
+        let (core, events) = bounded(8);
+        thread::block_signals().unwrap();
+        let run = move || event_loop.run(&core, &Board::default());
+        let main = thread::spawn("main", run).unwrap();
+        assert!(handle.ready());
+        expect("READY=1");
+        kill(Pid::this(), Signal::SIGTERM).unwrap();
+        expect("STOPPING=1");
+        assert!(matches!(events.recv_timeout(PATIENCE).unwrap(), Event::Stop));
+        let is_asked = || {
             let event = events.recv_timeout(PATIENCE).unwrap();
             assert!(matches!(event, Event::Ping), "{event:?}");
-            assert!(events.recv_timeout(Duration::from_millis(100)).is_err());
-            kill(Pid::this(), Signal::SIGTERM).unwrap();
-            expect("STOPPING=1");
-        });
+        };
+        for _ in 0..2 {
+            is_asked();
+            assert!(handle.pong());
+            expect("WATCHDOG=1");
+        }
+        // Without an answer there is neither another question nor a sign of life, and the end.
+        is_asked();
+        let end = main.join().unwrap();
+        assert!(matches!(end, Err(Error::Stuck { thread: "core", .. })), "{end:?}");
+        assert!(events.try_recv().is_err());
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.recv(&mut [0; 64]).is_err());
     });
 }
 

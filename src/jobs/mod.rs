@@ -25,7 +25,7 @@ use crate::model::event::Event;
 use crate::model::id::PackageKey;
 use crate::model::job::{ExecJob, FetchJob, InstallPlan, JobDone};
 use crate::ports::{Bundles, Halt, Images, InstanceData, LogSinks, Network, Runtime};
-use crate::sys::fault;
+use crate::sys::{fault, progress};
 
 /// What the scripts act on. A clone shares the adapters.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ impl fmt::Debug for Ports {
 /// Body of an exec thread: ends when the last sender of `inbox` or the receiver of `events` is
 /// gone.
 pub fn run_exec(inbox: &Receiver<ExecJob>, ports: &Ports, events: &Sender<Event>) {
-    for job in inbox {
+    while let Ok(job) = progress::waiting(|| inbox.recv()) {
         if events.send(Event::Done(exec(job, ports))).is_err() {
             return;
         }
@@ -82,7 +82,7 @@ impl<'a> FetchInbox<'a> {
 
     fn next(&self) -> Option<FetchJob> {
         let waiting = self.waiting.borrow_mut().pop_front();
-        waiting.or_else(|| self.receiver.recv().ok())
+        waiting.or_else(|| progress::waiting(|| self.receiver.recv()).ok())
     }
 
     fn look(&self) {
@@ -113,6 +113,7 @@ enum HaltRule {
 
 impl HaltRule {
     fn is_reached(&self, inbox: &FetchInbox<'_>) -> bool {
+        progress::step();
         inbox.look();
         let cancels =
             |key: &PackageKey, job: &FetchJob| matches!(job, FetchJob::Cancel(one) if one == key);

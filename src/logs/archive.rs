@@ -15,6 +15,7 @@ use flate2::{Compression, GzBuilder, read::GzDecoder};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use crate::logs::{Error, LogSettings};
+use crate::sys::progress;
 
 /// Compressed parts that are kept in memory, in bytes.
 const MEMORY_BYTES: usize = 256 * 1024;
@@ -107,6 +108,7 @@ impl Archive {
     }
 
     fn close(&mut self, open: Open) -> Result<(), Error> {
+        progress::step();
         let data = open.encoder.finish().map_err(|source| Error::Compress { source })?;
         let place = if self.memory_bytes + data.len() <= MEMORY_BYTES {
             self.memory_bytes += data.len();

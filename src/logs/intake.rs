@@ -21,7 +21,7 @@ use crate::logs::position::Position;
 use crate::logs::syslog::SyslogWatch;
 use crate::logs::{LogSettings, OWN_STORE, system};
 use crate::ports::{Clock, Now, Processes};
-use crate::sys;
+use crate::sys::{self, progress};
 
 /// Capacity of the inbox of the thread.
 pub const INBOX: usize = 256;
@@ -130,7 +130,8 @@ pub fn run(means: &Means<'_>, mut inbox: CaptureInbox) {
     loop {
         let now = means.clock.now();
         let pauses = [capture.pause(now), sources.pause(now)];
-        match inbox.poll.poll(&mut events, pauses.into_iter().flatten().min()) {
+        let pause = pauses.into_iter().flatten().min();
+        match progress::waiting(|| inbox.poll.poll(&mut events, pause)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 log::error!("logs are not captured any more err={error}");

@@ -23,6 +23,7 @@ use crate::model::event::Session;
 use crate::model::id::InstanceId;
 use crate::model::status::{ErrorInfo, LogPart, LogStatus};
 use crate::ports::{Clock, Now, Processes};
+use crate::sys::progress;
 
 /// Requests that may wait; further ones are refused by whoever would send them.
 pub const INBOX: usize = 8;
@@ -55,7 +56,7 @@ pub fn run(
     // Requests that came while one with the same id was being answered are repetitions of it.
     let mut repeated = 0;
     let mut answered = None;
-    while let Ok(LogCommand::Request { session, request }) = inbox.recv() {
+    while let Ok(LogCommand::Request { session, request }) = progress::waiting(|| inbox.recv()) {
         let key = (session, request.log_id.clone());
         if repeated > 0 {
             repeated -= 1;

@@ -31,6 +31,7 @@ use crate::monitor::disk::Disks;
 use crate::monitor::host::Host;
 use crate::monitor::sampler::Sampler;
 use crate::ports::{Clock, Now, TrafficSource};
+use crate::sys::progress;
 use crate::sys::residency::Residency;
 
 /// Capacity of the inbox of the monitor thread.
@@ -159,7 +160,7 @@ pub fn run(
             next = following(next, period, now.mono);
         }
         let wake = started.map_or(next, |at| at.min(next));
-        match inbox.recv_timeout(wake.saturating_sub(now.mono)) {
+        match progress::waiting(|| inbox.recv_timeout(wake.saturating_sub(now.mono))) {
             Err(RecvTimeoutError::Timeout) => now = clock.now(),
             Err(RecvTimeoutError::Disconnected) | Ok(MonitorCommand::Stop) => return,
             Ok(command) => {

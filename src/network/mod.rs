@@ -65,6 +65,7 @@ use crate::model::store::NetworkLinks;
 use crate::model::traffic::{Traffic, TrafficRow};
 use crate::ports::{Network, NetworkPlan, TrafficSource};
 use crate::sys;
+use crate::sys::progress;
 use crate::sys::time::ClockJumps;
 
 /// Two exec threads, monitor and core have at most one request each in it.
@@ -170,7 +171,8 @@ impl NetHandle {
         let until = sys::time::now() + limit;
         let (reply, answer) = bounded(1);
         self.request(request(reply), until)?;
-        answer.recv_deadline(until).map_err(|missing| lost(missing.is_timeout()))
+        let answered = progress::waiting(|| answer.recv_deadline(until));
+        answered.map_err(|missing| lost(missing.is_timeout()))
     }
 
     fn request(&self, request: NetRequest, until: std::time::Instant) -> Result<(), Error> {
@@ -233,7 +235,8 @@ impl TrafficSource for TrafficReader {
         while answer.try_recv().is_ok() {}
         let until = sys::time::now() + limit;
         self.net.request(NetRequest::Traffic { reply: reply.clone() }, until)?;
-        *traffic = answer.recv_deadline(until).map_err(|missing| lost(missing.is_timeout()))??;
+        let counted = progress::waiting(|| answer.recv_deadline(until));
+        *traffic = counted.map_err(|missing| lost(missing.is_timeout()))??;
         Ok(())
     }
 }
@@ -306,7 +309,8 @@ impl NetThread {
         self.send_news(&events);
         let mut ready = Events::with_capacity(READY_SOCKETS);
         loop {
-            if let Err(err) = self.poll.poll(&mut ready, self.wait())
+            let wait = self.wait();
+            if let Err(err) = progress::waiting(|| self.poll.poll(&mut ready, wait))
                 && err.kind() != std::io::ErrorKind::Interrupted
             {
                 error!("network thread cannot poll err={err}");

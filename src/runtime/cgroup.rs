@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use crate::model::id::InstanceId;
 use crate::sys::cgroups::Layout;
 use crate::sys::time::monotonic;
-use crate::sys::{fs as files, is_errno, pidfd, process, xattr};
+use crate::sys::{fs as files, is_errno, pidfd, process, progress, xattr};
 
 /// How long killed processes may take to disappear.
 pub const KILL_DEADLINE: Duration = Duration::from_secs(2);
@@ -394,12 +394,12 @@ fn await_ends(pidfds: &[OwnedFd], limit: Duration) {
     let end = monotonic() + limit;
     if pidfds.is_empty() {
         // Nobody to wait for: they are about to disappear, or to appear.
-        return std::thread::sleep(limit);
+        return progress::waiting(|| std::thread::sleep(limit));
     }
     for pidfd in pidfds {
         let left = end.saturating_sub(monotonic());
         // Whatever is wrong with a descriptor, the next look at the group tells more.
-        if !pidfd::wait_end(pidfd.as_fd(), left).unwrap_or(true) {
+        if !progress::waiting(|| pidfd::wait_end(pidfd.as_fd(), left)).unwrap_or(true) {
             return;
         }
     }
@@ -429,7 +429,7 @@ fn remove_group(path: &Path, end: Duration) -> io::Result<()> {
             Err(error) if is_errno(&error, Errno::EBUSY) && monotonic() < end => {}
             other => return other,
         }
-        std::thread::sleep(pause);
+        progress::waiting(|| std::thread::sleep(pause));
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

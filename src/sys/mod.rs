@@ -19,6 +19,7 @@ pub mod notify;
 pub mod pidfd;
 pub mod pkcs11;
 pub mod process;
+pub mod progress;
 pub mod random;
 pub mod residency;
 pub mod rights;

@@ -11,7 +11,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::sys::{fault, is_errno, retry};
+use crate::sys::{fault, is_errno, progress, retry};
 
 /// Deepest tree that is removed; each level holds a descriptor.
 pub const MAX_DEPTH: usize = 512;
@@ -120,6 +120,7 @@ impl Removal {
     /// Removes one entry, or returns it as the next level if it is a directory.
     fn take(&self, dir: BorrowedFd<'_>, name: &CString, depth: usize) -> io::Result<Option<Level>> {
         fault::point("tree entry");
+        progress::step();
         let file = retry(|| unlinkat(dir, name.as_c_str(), UnlinkatFlags::NoRemoveDir));
         match file {
             Ok(()) => return Ok(None),

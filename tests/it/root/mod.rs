@@ -14,6 +14,7 @@ mod platform;
 mod run;
 mod runtimes;
 mod sampling;
+mod stuck;
 mod supervision;
 mod systemd;
 mod tracing;
