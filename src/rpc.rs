@@ -11,6 +11,7 @@ pub mod token;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -134,6 +135,13 @@ impl Certificate {
     pub fn load(tokens: &Tokens, cert_url: &str, key_url: &str) -> Result<Self, Error> {
         let chain_pem = keys::chain_for_core(tokens, cert_url)?;
         Ok(Self { chain_pem, key_pem: keys::key_for_core(tokens, key_url)? })
+    }
+
+    /// Tells it from another one, within this life of the process.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (&self.chain_pem, &self.key_pem).hash(&mut hasher);
+        hasher.finish()
     }
 }
 

@@ -9,7 +9,7 @@ pub mod v5;
 pub mod watch;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::model::status::chain;
@@ -95,12 +95,19 @@ pub struct Certificates {
     settings: Settings,
     env: rpc::Env,
     tokens: Arc<Tokens>,
+    /// Fingerprint of the first one that anybody got.
+    first: Arc<OnceLock<u64>>,
 }
 
 impl Certificates {
     /// Asks nothing yet.
     pub fn new(settings: Settings, env: rpc::Env, tokens: Tokens) -> Arc<Self> {
-        Arc::new(Self { settings, env, tokens: Arc::new(tokens) })
+        Arc::new(Self { settings, env, tokens: Arc::new(tokens), first: Arc::default() })
+    }
+
+    /// Whether somebody got another one before.
+    fn is_later(&self, certificate: &Certificate) -> bool {
+        self.first.get().is_some_and(|first| *first != certificate.fingerprint())
     }
 
     fn ask(&self) -> Result<Pending<Vec<u8>>, rpc::Error> {
@@ -112,11 +119,13 @@ impl Certificates {
 impl CertSource for Certificates {
     fn certificate(&self) -> Pending<Certificate> {
         let asked = self.ask();
-        let tokens = self.tokens.clone();
+        let (tokens, first) = (self.tokens.clone(), self.first.clone());
         Box::pin(async move {
             let answer = asked?.await?;
             let urls = v5::cert_urls(&answer).map_err(|e| malformed(v5::GET_CERT, &e))?;
-            Certificate::load(&tokens, &urls.cert_url, &urls.key_url)
+            let certificate = Certificate::load(&tokens, &urls.cert_url, &urls.key_url)?;
+            first.get_or_init(|| certificate.fingerprint());
+            Ok(certificate)
         })
     }
 }

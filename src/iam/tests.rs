@@ -467,6 +467,22 @@ fn a_change_that_nobody_told_is_found_after_a_reconnect() {
 }
 
 #[test]
+fn a_change_before_the_first_subscription_is_found() {
+    let bed = Bed::new(true, CALL_LIMIT);
+    // The CM's thread has got another certificate.
+    bed.certs.first.set(1).unwrap();
+    bed.public_gate.open(bed.public.port);
+    assert!(matches!(bed.event(), IamEvent::NodeInfo(_)));
+    assert!(matches!(bed.event(), IamEvent::CertChanged));
+    assert!(matches!(bed.event(), IamEvent::Up { restarted: false }));
+    // That is told once.
+    bed.public_gate.close();
+    bed.goes_down();
+    bed.public_gate.open(bed.public.port);
+    bed.comes_up(true);
+}
+
+#[test]
 fn an_iam_that_cannot_be_subscribed_to_is_up_all_the_same() {
     let bed = Bed::new(false, CALL_LIMIT);
     bed.public_gate.open(bed.public.port);

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 
-use crate::iam::{Settings, malformed, v5};
+use crate::iam::{Certificates, Settings, malformed, v5};
 use crate::model::event::{Event, IamCommand, IamEvent};
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent};
@@ -44,7 +44,7 @@ const CALL_MARGIN: Duration = Duration::from_secs(2);
 pub struct Watching {
     pub settings: Settings,
     pub env: rpc::Env,
-    pub certs: Arc<dyn CertSource>,
+    pub certs: Arc<Certificates>,
     pub inbox: Inbox<IamCommand>,
     pub events: Sender<Event>,
 }
@@ -230,6 +230,11 @@ impl Watch {
         };
         let first = !self.been_up;
         self.compare_certificate(!first)?;
+        // Changes that nobody was told of, because nobody had subscribed.
+        if first && self.certificate.as_ref().is_some_and(|own| self.parts.certs.is_later(own)) {
+            log::info!("the certificate has changed");
+            self.report(IamEvent::CertChanged);
+        }
         self.been_up = true;
         self.retry_at = None;
         log::info!("IAM is up url={}", self.settings().public_url);
