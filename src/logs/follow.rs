@@ -191,7 +191,14 @@ impl<'a> Follower<'a> {
         now: Duration,
     ) {
         let _ = registry.deregister(&mut SourceFd(&child.pipe.as_raw_fd()));
-        let is_sound = now.saturating_sub(child.started_at) >= SOUND_LIFE;
+        let age = now.saturating_sub(child.started_at);
+        if age >= LIFE {
+            log::debug!("another journalctl follows the journal");
+            self.pause = FIRST_PAUSE;
+            self.start_at = Some(now);
+            return;
+        }
+        let is_sound = age >= SOUND_LIFE;
         if is_sound {
             self.pause = FIRST_PAUSE;
         }

@@ -205,3 +205,43 @@ fn without_journalctl_it_is_tried_again_and_again() {
     }
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
 }
+
+/// Runs nothing: its children end at once.
+struct NoChildren;
+
+impl Processes for NoChildren {
+    fn run(&self, _: Command) -> Result<crate::ports::CommandEnd, crate::model::failure::Failure> {
+        unreachable!("a follower waits for nothing")
+    }
+
+    fn start(&self, _: Command) -> Result<(), crate::model::failure::Failure> {
+        Ok(())
+    }
+
+    fn watch(&self, _: crate::ports::Watch) -> Result<(), crate::model::failure::Failure> {
+        unreachable!("a follower is no instance")
+    }
+}
+
+#[test]
+fn a_follower_at_the_end_of_its_life_is_replaced_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let settings = settings(root.path());
+    let now = SystemClock.now();
+    let poll = Poll::new().unwrap();
+    let mut follower = Follower::new(&settings, &NoChildren, Token(0), (None, 0), now);
+    let mut ends_at = |begun: Duration, ended: Duration, expect: Option<Duration>| {
+        follower.start_if_due(poll.registry(), begun);
+        assert_eq!(follower.next_start(), None);
+        follower.read(poll.registry(), ended, |entry| panic!("{entry:?}"));
+        assert_eq!(follower.next_start(), expect);
+        expect.unwrap()
+    };
+    let second = Duration::from_secs(1);
+    let begun = now.mono;
+    let next = ends_at(begun, begun + 5 * second, Some(begun + 6 * second));
+    let next = ends_at(next, next, Some(next + 2 * second));
+    let next = ends_at(next, next + LIFE, Some(next + LIFE));
+    // Not as after several failures.
+    ends_at(next, next, Some(next + second));
+}
