@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Mutex;
 
 use crossbeam::channel::bounded;
@@ -542,6 +543,61 @@ fn crash_of_an_instance_that_writes_to_a_journal() {
             both[3..],
             ["other begins ", "other ends ", "exited with code 3 "].map(|l| format!("{unit}{l}"))
         );
+    });
+}
+
+/// The id that the kernel gives to a boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+#[test]
+fn crashes_in_a_journal_with_two_boots() {
+    let name = "crashes_in_a_journal_with_two_boots";
+    isolated(name, |root| {
+        let Some(mut journald) = Journald::start(name) else { return };
+        let settings = journald.settings(root);
+        let processes = RealProcesses::default();
+        let life = |journald: &Journald, text: &str, code: i32| {
+            let (handle, inbox) = intake::inbox().unwrap();
+            let sinks = Sinks::new(settings.clone(), handle);
+            let mut capture = Capture::new(&settings, &(), SystemClock.now());
+            let mut writer = std::process::Command::new("echo");
+            writer.arg(text).stdout(sinks.open(&plan("a")).unwrap().stdout);
+            inbox.take().into_iter().for_each(|command| capture.apply(command, SystemClock.now()));
+            assert!(writer.status().unwrap().success());
+            wait_until(text, || journald.control(&["-o", "cat"]).contains(text));
+            let (id, exit) = (InstanceId::new("a"), Exit::Code(code));
+            let exited = CaptureCommand::Exited { id, exit, was_asked: false };
+            capture.apply(exited, SystemClock.now());
+            capture.finish(SystemClock.now());
+        };
+        life(&journald, "in the first boot", 1);
+        let between = SystemClock.now().wall_ms;
+        journald.stop();
+        let boot = Path::new("/run/boot_id");
+        write_plain(boot, b"01234567-89ab-4def-8123-456789abcdef\n", 0o444).unwrap();
+        let bind = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(boot), BOOT_ID, None::<&str>, bind, None::<&str>).unwrap();
+        journald.restart();
+        life(&journald, "in the second boot", 3);
+        let boots = journald.control(&["-o", "export", "--output-fields=MESSAGE"]);
+        assert!(boots.contains("_BOOT_ID=0123456789ab4def8123456789abcdef"), "{boots}");
+
+        let texts = |kind: LogKind, till_ms: Option<i64>| {
+            let desk = Desk { settings: &settings, processes: &processes, now: now() };
+            let request = LogRequest { log_id: "log".to_owned(), kind, from_ms: None, till_ms };
+            let mut text = String::new();
+            send("log", desk.answer(&request), |part| {
+                text.push_str(&decompressed(&part.data));
+                true
+            });
+            let message = |line: &str| line.split_once(" +0000 UTC ").unwrap().1.to_owned();
+            text.lines().map(message).collect::<Vec<_>>()
+        };
+        let crash = || LogKind::Crash(filter(Some("service-a"), None, None));
+        assert_eq!(texts(crash(), None), ["in the second boot ", "exited with code 3 "]);
+        assert_eq!(texts(crash(), Some(between)), ["in the first boot ", "exited with code 1 "]);
+        let all = texts(LogKind::Instance(filter(Some("service-a"), None, None)), None);
+        assert_eq!(all, ["in the first boot ", "in the second boot "]);
     });
 }
 

@@ -266,10 +266,15 @@ impl Unit {
 
     /// Starts the daemon with these variables in its environment.
     pub fn start_daemon_with(&mut self, variables: &[(&str, &str)]) {
+        self.start_daemon_as(&[], variables);
+    }
+
+    /// Starts the daemon with further flags and these variables.
+    pub fn start_daemon_as(&mut self, flags: &[&str], variables: &[(&str, &str)]) {
         assert!(self.daemon.is_none(), "there is a daemon already");
         let config = self.config();
         let mut command = self.command(&["-v", "debug", "-c"]);
-        command.arg(config).envs(variables.iter().copied());
+        command.arg(config).args(flags).envs(variables.iter().copied());
         self.daemon = Some(Program::start(&self.space, &mut command));
     }
 

@@ -13,15 +13,15 @@ use crate::common::unit::{Setup, Unit};
 use crate::common::wait_until;
 
 /// Ends at once, so that the start limit comes soon.
-const CRASHES: &str = "echo it begins; echo \"<3>cannot go on\"; exit 3";
+pub(super) const CRASHES: &str = "echo it begins; echo \"<3>cannot go on\"; exit 3";
 
 /// A journald of the unit's own namespaces.
 pub(super) struct Journald(Program);
 
-const SOCKETS: &str = "/run/systemd/journal.aosit";
+pub(super) const SOCKETS: &str = "/run/systemd/journal.aosit";
 
 impl Journald {
-    fn start(unit: &Unit) -> Self {
+    pub(super) fn start(unit: &Unit) -> Self {
         let dropins = Path::new("/run/systemd/journald@aosit.conf.d");
         let text = "[Journal]\nStorage=volatile\nRuntimeMaxUse=32M\nReadKMsg=no\nAudit=no\n\
             RateLimitIntervalSec=0\nMaxRetentionSec=1day\n";

@@ -2,13 +2,14 @@
 //! outage longer than the spool, a stream to the CM that fails, messages of the kernel.
 
 use std::fs;
+use std::process::Command;
 
 use aos_servicemanager::sys::fs::write_plain;
 
-use super::logs::{has, logs_with, with_journal};
+use super::logs::{CRASHES, Journald, SOCKETS, has, logs_with, with_journal};
 use crate::common::need::{self, require};
 use crate::common::unit::{Setup, Unit};
-use crate::common::wait_until;
+use crate::common::{program, wait_until};
 
 /// Starts one instance of a service that is busybox with this script.
 fn start(unit: &mut Unit, service: &str, script: &str) {
@@ -164,6 +165,48 @@ fn a_flood_of_errors_with_a_journal() {
 }
 
 /// The daemon's errors while nobody takes them: each is told once, and none about the stream.
+/// With `-j` the daemon's errors go to the journal that it follows.
+#[test]
+fn own_errors_in_the_journal_make_one_alert() {
+    require!(root, memory, runc, busybox, journald);
+    let mut unit = Setup::new().set("logging.journalDir", SOCKETS).start();
+    let journald = Journald::start(&unit);
+    unit.space.inside(|| std::os::unix::fs::symlink(SOCKETS, "/run/systemd/journal").unwrap());
+    unit.start_daemon_as(&["-j"], &[]);
+    unit.say("wait registered");
+    let config = r#"config='{"runParameters":{"startInterval":"60s","restartInterval":"50ms"}}'"#;
+    let busybox = need::program("busybox").unwrap();
+    unit.say(&format!(
+        "service web {busybox} entrypoint=/busybox cmd=sh cmd=-c cmd='{CRASHES}' {config}"
+    ));
+    unit.say("instance web");
+    unit.look();
+    unit.say("run");
+    let own = "coreAlert: aos-servicemanager: gives up instance=";
+    wait_until("the alert", || !alerts(&unit, own).is_empty());
+    // It stands in the journal, with the mark of what is known.
+    let mut export = Command::new("journalctl");
+    export.args(["--namespace=aosit", "-o", "json", "SYSLOG_IDENTIFIER=aos_servicemanager"]);
+    let mut entry = String::new();
+    wait_until("the entry", || {
+        let (_, lines, _) = unit.space.inside(|| program::run(&mut export));
+        let found = lines.lines().find(|line| line.contains("gives up instance="));
+        entry = found.unwrap_or_default().to_owned();
+        !entry.is_empty()
+    });
+    assert!(
+        entry.contains(r#""AOS_NO_ALERT":"1""#) && entry.contains(r#""PRIORITY":"3""#),
+        "{entry}"
+    );
+    // What is read after it makes an alert: by then it has been judged.
+    start(&mut unit, "mark", "echo \"<3>and this one\"; exec /busybox sleep 10000");
+    wait_until("the mark", || !alerts(&unit, "and this one").is_empty());
+    assert_eq!(alerts(&unit, "gives up instance=").len(), 1);
+    unit.stop_daemon();
+    unit.nothing_left();
+    journald.stop();
+}
+
 #[test]
 fn errors_while_the_stream_fails_do_not_multiply() {
     require!(root, memory, runc, busybox);

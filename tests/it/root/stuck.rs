@@ -76,3 +76,31 @@ fn a_stuck_thread_is_named_and_ends_the_daemon_only() {
     unit.stop_daemon();
     unit.nothing_left();
 }
+
+/// Requests that may wait while one is answered.
+const WAITING: usize = 8;
+
+#[test]
+fn log_requests_that_nobody_can_answer_are_refused() {
+    require!(root, memory, runc);
+    let mut unit = Setup::new().start();
+    let path = unit.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    // The thread is stuck with the first request, for longer than this takes.
+    unit.start_daemon_with(&[
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "3600000000"),
+        ("AOS_HANG_AT", "log-out:2"),
+    ]);
+    unit.say("wait registered");
+    unit.look();
+    for _ in 0..1 + WAITING + 1 {
+        unit.say("logs system");
+    }
+    let line = unit.expect("too many log requests at a time");
+    assert!(line.contains(" part 0/0 status error 0 bytes"), "{line}");
+    // The others are not answered in any way.
+    assert!(!unit.seen().iter().any(|line| line.contains(" part ")));
+    unit.stop_daemon();
+    drop(socket);
+}
