@@ -50,6 +50,7 @@ use crate::probe::{self, HostCaps};
 use crate::rpc;
 use crate::runtime::bundle::{self, BundleStore};
 use crate::runtime::crun::{self, Crun};
+use crate::runtime::remote::RemoteData;
 use crate::store::node_file::{self, NodeFile};
 use crate::store::{self, Store};
 use crate::sys::progress::{self, Board};
@@ -205,7 +206,7 @@ impl Host {
                 Arc::new(loop_handle.clone()),
             )?),
             bundles: bundles.clone(),
-            data: bundles,
+            data: Arc::new(RemoteData::new(bundles, Arc::new(loop_handle.clone()))),
             network: Arc::new(net.clone()),
             sinks: Arc::new(Sinks::new(settings::logs(config), capture.0.clone())),
             images: Arc::new(ImageStore::new(settings::images(config))),
@@ -285,9 +286,9 @@ fn start_threads(
         threads.spawn(name, move || jobs::run_exec(&inbox, &ports, &events))?;
     }
     let (ports, events) = (host.ports.clone(), core.clone());
-    let (images, remote) = (settings::images(config), settings::remote_data(config));
+    let images = settings::images(config);
     threads.spawn("fetch", move || {
-        image::confine(&images, &remote);
+        image::confine(&images);
         jobs::run_fetch(&fetch_rx, &ports, &events);
     })?;
 

@@ -6,6 +6,7 @@ use std::error::Error;
 use aos_servicemanager::cli::{self, Action, Invocation, Options};
 use aos_servicemanager::config::Config;
 use aos_servicemanager::model::status::chain;
+use aos_servicemanager::runtime::remote;
 use aos_servicemanager::{daemon, logger, sys};
 
 #[path = "sys/program.rs"]
@@ -18,6 +19,9 @@ const RUN_DIR_MODE: u32 = 0o700;
 const LOCK_MODE: u32 = 0o600;
 
 fn main() {
+    if remote::run_errand(std::env::args_os().skip(1)) {
+        program::exit(0);
+    }
     program::one_cpu_for_grpc();
     let shaped = shape_process();
     program::exit(match cli::parse(std::env::args_os().skip(1)) {

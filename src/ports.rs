@@ -74,14 +74,16 @@ pub trait Bundles: Send + Sync {
 }
 
 /// State file and storage directory of an instance, which may lie on a file system with a server
-/// that is silent.
+/// that is silent, and other such file systems.
 pub trait InstanceData: Send + Sync {
     /// Fails with `remote_data` when they have to be prepared on the fetch thread. Never touches
     /// such a file system.
     fn check(&self, plan: &StartPlan) -> Result<(), Failure>;
-    /// Makes what is missing of them; may wait for as long as a server is silent. False = they do
-    /// not lie on a server any more, and nothing was done.
+    /// Makes what is missing of them; gives a server that is silent up soon. False = they do not lie
+    /// on a server any more, and nothing was done.
     fn prepare_data(&self, plan: &StartPlan) -> Result<bool, Failure>;
+    /// Used bytes of the file system that holds `path`; gives a silent server up soon as well.
+    fn used_bytes(&self, path: &Path) -> Result<u64, Failure>;
 }
 
 /// The network of one instance; the net thread does the work.

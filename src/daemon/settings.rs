@@ -46,12 +46,6 @@ pub(super) fn directories(config: &Config) -> Vec<(&Path, u32)> {
     all
 }
 
-/// Roots of the data of instances that lie on file systems with a server.
-pub(super) fn remote_data(config: &Config) -> Vec<PathBuf> {
-    let data = [&config.storage_dir, &config.state_dir];
-    data.into_iter().filter(|dir| is_remote(dir)).cloned().collect()
-}
-
 pub(super) fn policy(config: &Config, max_exec_jobs: usize) -> Policy {
     let instances = &config.instances;
     Policy {

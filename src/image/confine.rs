@@ -5,7 +5,7 @@
 //! unpacking takes, and leaves the disk to others. Each of the three works without the others:
 //! what a kernel does not know is logged and missed. Not here: time and space limits.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::image::ImageSettings;
 use crate::sys::rights::{self, Capability};
@@ -19,9 +19,8 @@ const CAPABILITIES: [Capability; 5] = [
     Capability::SysAdmin,
 ];
 
-/// Confines the calling thread, which also prepares data of instances in `also`. The directories
-/// must exist.
-pub fn confine(settings: &ImageSettings, also: &[PathBuf]) {
+/// Confines the calling thread. The directories must exist.
+pub fn confine(settings: &ImageSettings) {
     if let Err(error) = rights::idle_io() {
         log::warn!("cannot lower the I/O priority of installs err={error}");
     }
@@ -32,12 +31,8 @@ pub fn confine(settings: &ImageSettings, also: &[PathBuf]) {
         &settings.extract_dir,
     ];
     // `extractDir` is only emptied, and may never have existed.
-    let directories: Vec<&Path> = all
-        .into_iter()
-        .chain(also)
-        .map(|path| path.as_path())
-        .filter(|path| path.is_dir())
-        .collect();
+    let directories: Vec<&Path> =
+        all.into_iter().map(|path| path.as_path()).filter(|path| path.is_dir()).collect();
     match rights::write_only_beneath(&directories) {
         Ok(true) => {}
         Ok(false) => log::info!("installs are not confined by Landlock: the kernel has none"),
@@ -70,7 +65,7 @@ mod tests {
             let source = everything_package(dir.path());
             let outside = dir.path().join("outside");
             fs::File::create(&outside).unwrap();
-            confine(settings, &[]);
+            confine(settings);
             let (row, _) = store.service(source).unwrap();
             store.store.verify_service(&row, &|| false).unwrap();
             crate::image::staging::discard(&row.path).unwrap();

@@ -1,17 +1,16 @@
 //! What is used of network file systems.
 //!
-//! Runs on the fetch thread, because a server that does not answer makes the call hang: downloads
-//! wait then, and nothing else does.
+//! Runs on the fetch thread, because a server that does not answer takes a moment of it.
 
 use std::path::PathBuf;
 
+use crate::jobs::Ports;
 use crate::model::job::DiskFigures;
-use crate::sys::usage;
 
-/// Used bytes of the file systems that hold these paths.
-pub fn look_at(paths: Vec<PathBuf>) -> DiskFigures {
+/// Used bytes of the file systems that hold these paths, or why they are not known.
+pub fn look_at(ports: &Ports, paths: Vec<PathBuf>) -> DiskFigures {
     let look = |path: PathBuf| {
-        let used = usage::file_system_bytes(&path).map_err(|error| error.to_string());
+        let used = ports.data.used_bytes(&path).map_err(|failure| failure.message);
         (path, used)
     };
     paths.into_iter().map(look).collect()
@@ -20,12 +19,16 @@ pub fn look_at(paths: Vec<PathBuf>) -> DiskFigures {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::fake::Fake;
 
     #[test]
     fn each_path_has_an_answer() {
-        let figures = look_at(vec!["/".into(), "/no/such/place".into()]);
-        assert_eq!(figures.len(), 2);
-        assert!(matches!(&figures[0], (path, Ok(used)) if path.as_os_str() == "/" && *used > 0));
-        assert!(matches!(&figures[1], (_, Err(why)) if why.contains("No such file")));
+        let (figures, calls) =
+            Fake::default().run(|ports| look_at(ports, vec!["/a".into(), "/silent".into()]));
+        let expect = vec![
+            (PathBuf::from("/a"), Ok(5)),
+            (PathBuf::from("/silent"), Err("made-up silence".to_owned())),
+        ];
+        assert_eq!((figures, calls.as_str()), (expect, ""));
     }
 }

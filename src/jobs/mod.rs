@@ -180,7 +180,7 @@ pub fn fetch(job: FetchJob, ports: &Ports, halt: Halt<'_>) -> Option<JobDone> {
         FetchJob::Check(row) => {
             JobDone::Checked { key: row.key(), result: ports.images.verify(&row, halt) }
         }
-        FetchJob::LookAtDisks(paths) => JobDone::LookedAtDisks(disk::look_at(paths)),
+        FetchJob::LookAtDisks(paths) => JobDone::LookedAtDisks(disk::look_at(ports, paths)),
         FetchJob::Install(plan) => install(ports, &plan, halt),
         FetchJob::Remove { key, path } => {
             let result = ports.images.remove(&path);

@@ -1,6 +1,6 @@
-//! Bundles of instances on disk: the ports `Bundles` and `InstanceData`.
+//! Bundles of instances on disk: the port `Bundles`.
 //!
-//! Runs on exec threads, both at a time, for different instances; `prepare_data` on fetch. In: plans and records. Out:
+//! Runs on exec threads, both at a time, for different instances. In: plans and records. Out:
 //! `<runDir>/runtime/<id>/` with `config.json`, `record.json`, `mounts/` and the mounted `rootfs/`,
 //! all of it on tmpfs and for root alone. The store keeps no state: what exists is on disk. Not
 //! here: what the configuration says (`spec`), `.pid` and `runtime.log` (the runtime).
@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::model::job::{Record, StartPlan};
-use crate::ports::{Bundles, InstanceData};
+use crate::ports::Bundles;
 use crate::runtime::spec::{self, Resolved, SpecSettings};
-use crate::runtime::storage::{self, Owner};
+use crate::runtime::storage::{self, Owner, Place};
 use crate::runtime::{devices, program, record, rootfs};
 use crate::sys::{fs as files, mount, process};
 
@@ -189,15 +189,25 @@ impl BundleStore {
 
     /// Paths of state file and storage directory; what is missing of them is made.
     fn make_data(&self, plan: &StartPlan) -> Result<(Option<PathBuf>, Option<PathBuf>), Error> {
+        let [state, storage] = self.data_of(plan);
+        let state = state.map(|data| storage::state_file(&data.root, &data.relative, data.owner));
+        let storage =
+            storage.map(|data| storage::storage_dir(&data.root, &data.relative, data.owner));
+        Ok((state.transpose()?, storage.transpose()?))
+    }
+
+    /// State file and storage directory that the plan names.
+    pub(super) fn data_of(&self, plan: &StartPlan) -> [Option<Place>; 2] {
         let owner = Owner { uid: plan.instance.uid, gid: plan.service.gid };
-        let (state, storage) = (&plan.instance.state_path, &plan.instance.storage_path);
-        let state = (!state.is_empty())
-            .then(|| storage::state_file(&self.settings.state_dir, state, owner))
-            .transpose()?;
-        let storage = (!storage.is_empty())
-            .then(|| storage::storage_dir(&self.settings.storage_dir, storage, owner))
-            .transpose()?;
-        Ok((state, storage))
+        let place = |root: &Path, relative: &str| {
+            let (root, relative) = (root.to_owned(), relative.to_owned());
+            (!relative.is_empty()).then_some(Place { root, relative, owner })
+        };
+        let (settings, instance) = (&self.settings, &plan.instance);
+        [
+            place(&settings.state_dir, &instance.state_path),
+            place(&settings.storage_dir, &instance.storage_path),
+        ]
     }
 
     fn state_path(&self, plan: &StartPlan) -> Option<PathBuf> {
@@ -210,7 +220,8 @@ impl BundleStore {
         (!path.is_empty()).then(|| self.settings.storage_dir.join(&**path))
     }
 
-    fn remote_path(&self, plan: &StartPlan) -> Option<PathBuf> {
+    /// What of the data lies on a file system with a server.
+    pub(super) fn remote_path(&self, plan: &StartPlan) -> Option<PathBuf> {
         let paths = [self.state_path(plan), self.storage_path(plan)];
         paths.into_iter().flatten().find(|path| mount::is_remote(path))
     }
@@ -332,25 +343,6 @@ impl Bundles for BundleStore {
     }
 }
 
-impl InstanceData for BundleStore {
-    fn check(&self, plan: &StartPlan) -> Result<(), Failure> {
-        match self.remote_path(plan).filter(|_| !plan.data_ready) {
-            Some(path) => {
-                let error = Error::Remote { path };
-                Err(Failure { remote_data: true, ..Failure::transient(&error) })
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn prepare_data(&self, plan: &StartPlan) -> Result<bool, Failure> {
-        if self.remote_path(plan).is_none() {
-            return Ok(false);
-        }
-        self.make_data(plan).map(|_| true).map_err(|error| Failure::transient(&error))
-    }
-}
-
 fn visible(binds: &[String]) -> BTreeSet<OsString> {
     let default = DEFAULT_HOST_BINDS.map(str::to_owned);
     let names = if binds.is_empty() { &default[..] } else { binds };
@@ -379,4 +371,4 @@ fn device_sources(plan: &StartPlan) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,8 +1,8 @@
 //! Containers: what a runtime is told (`spec` and the modules it uses), what lies on disk for it
-//! (`bundle`, `rootfs`, `record`, `storage`), and the runtimes themselves (`crun`, `cgroup`,
+//! (`bundle`, `rootfs`, `record`, `storage`, `remote`), and the runtimes themselves (`crun`, `cgroup`,
 //! `enforce`).
 //!
-//! All of it runs on the exec threads. Not here: when a container starts or stops (core), in which
+//! All of it runs on the exec threads, but for `remote`. Not here: when a container starts or stops (core), in which
 //! order its parts are made (jobs).
 
 pub mod cgroup;
@@ -18,5 +18,6 @@ pub mod limits;
 pub mod oci;
 mod program;
 pub mod record;
+pub mod remote;
 pub mod rootfs;
 pub mod storage;

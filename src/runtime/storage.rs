@@ -1,6 +1,6 @@
 //! State file and storage directory of an instance, which the CM chooses and owns.
 //!
-//! Runs on exec threads. In: root directory of the configuration and the relative path from the
+//! Runs on exec threads, or in a process of its own (`remote`). In: root directory of the configuration and the relative path from the
 //! CM. Out: the absolute path for the bind mount. What exists is left as it is, because the CM
 //! watches it and writes it in place; what is missing is created for the instance. Nothing is ever
 //! renamed or removed here.
@@ -31,8 +31,18 @@ pub enum Error {
     Kind { what: &'static str, path: PathBuf },
 }
 
+/// Where data are, and whose.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Directory of the configuration.
+    pub root: PathBuf,
+    /// From the CM.
+    pub relative: String,
+    pub owner: Owner,
+}
+
 /// Who the data belong to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,

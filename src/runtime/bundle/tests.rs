@@ -29,7 +29,7 @@ fn write(path: &Path, text: &str) {
 }
 
 /// A store on a small host of its own, below a run directory that is reached through a link.
-fn store(dir: &Path) -> BundleStore {
+pub(crate) fn store(dir: &Path) -> BundleStore {
     let host = dir.join("host");
     write(&host.join("usr/bin/tool"), "host");
     write(&host.join("etc/nsswitch.conf"), "host");

@@ -232,7 +232,7 @@ fn with_runtime(name: &str, flavour: Flavour, body: impl FnOnce(&mut Bench)) {
     };
     let (event_loop, handle) = EventLoop::new().unwrap();
     let (core, events) = bounded(8);
-    let main = thread::spawn("main", move || event_loop.run(&core)).unwrap();
+    let main = thread::spawn("main", move || event_loop.run(&core, &Default::default())).unwrap();
     let processes: Arc<LoopHandle> = Arc::new(handle.clone());
     let crun = Crun::new(settings, processes).unwrap();
     let mut bench = Bench { crun, events, dir, parent };

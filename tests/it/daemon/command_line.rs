@@ -100,3 +100,25 @@ fn a_second_daemon_is_refused() {
     unit.say("wait config");
     unit.stop_daemon();
 }
+
+/// What the daemon lets itself do where a server may be silent.
+#[test]
+fn errands() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_str().unwrap();
+    let errand = |words: &[&str]| {
+        let (code, out, err) = daemon(&[&["-errand"], words].concat());
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{words:?}");
+        out
+    };
+    let used = errand(&["used", "/"]);
+    assert!(used.strip_prefix("ok ").is_some_and(|n| n.parse::<u64>().is_ok()), "{used}");
+    let [uid, gid] = [nix::unistd::getuid().to_string(), nix::unistd::getgid().to_string()];
+    assert_eq!(errand(&["state", root, "a/state", &uid, &gid]), "ok 0");
+    assert_eq!(errand(&["storage", root, "storage", &uid, &gid]), "ok 0");
+    assert!(dir.path().join("a/state").is_file() && dir.path().join("storage").is_dir());
+    let refused = errand(&["state", root, "storage", &uid, &gid]);
+    assert!(refused.starts_with("failed ") && refused.contains("is no state file"), "{refused}");
+    assert!(errand(&["used", "/no/such/place"]).contains("No such file"));
+    assert!(errand(&["dance"]).starts_with("failed no errand"));
+}

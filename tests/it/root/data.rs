@@ -1,6 +1,6 @@
 //! Data of instances on a file system whose server is silent: FUSE, with nobody who answers.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -21,6 +21,17 @@ fn silent(unit: &Unit, at: &Path) -> File {
     })
 }
 
+/// Processes that the daemon has sent to such a file system.
+fn errands(daemon: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let is_errand = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|argument| argument == b"-errand"))
+    };
+    children.filter(is_errand).collect()
+}
+
 #[test]
 fn a_silent_server_of_storages_holds_up_nobody_else() {
     require!(root, memory, runc, busybox, fuse);
@@ -31,7 +42,6 @@ fn a_silent_server_of_storages_holds_up_nobody_else() {
             "service {id} {busybox} entrypoint=/busybox cmd=sleep cmd=10000 config='{QUICK}'"
         ));
     }
-    // Both are installed, because the fetch thread will have to wait.
     unit.say("instance remote storage=none state=none");
     unit.say("instance local storage=none state=none");
     unit.say("run");
@@ -46,12 +56,17 @@ fn a_silent_server_of_storages_holds_up_nobody_else() {
     unit.say("wait active remote/subject/0 30s");
     unit.say("wait failed remote/subject/1 60s");
     unit.expect("the server of its file system is silent");
-    // Stops and starts go on.
+    // Stops, starts and installs go on.
     unit.say("stop local/subject/1");
     unit.say("wait gone local/subject/1 30s");
     unit.say("instance local index=2 storage=none state=none");
+    unit.say(&format!("service late {busybox} entrypoint=/busybox cmd=sleep cmd=10000"));
+    unit.say("instance late storage=none state=none");
     unit.say("run");
     unit.say("wait active local 30s");
+    unit.say("wait active late 30s");
+    // Nobody waits for the server but processes of its own, of which there is one.
+    assert!(errands(unit.daemon().pid()).len() <= 1);
     // The server ends: the reason is another one now.
     unit.look();
     drop(server);
