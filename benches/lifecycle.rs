@@ -5,7 +5,9 @@
 //!
 //! `--json FILE`, `--runtime NAMES` (crun,runc), `--count N` instances (64), `--rounds N` (3),
 //! `--singles N` (30), `--watch SECONDS` (30), `--cycles N` starts and stops (96), `--disk` for the
-//! database on a disk instead of a tmpfs, `--parts NAMES` (one,many,idle,exits,crash,cycles).
+//! database on a disk instead of a tmpfs, `--parts NAMES` (one,many,idle,exits,crash,cycles),
+//! `--spans COUNTS` (such as 1,16,64,256): only show where the time goes when so many instances are
+//! started, from the daemon's trace.
 //!
 //! A count above its bar fails; times depend on the machine and are only shown.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)] // not the daemon
@@ -41,6 +43,9 @@ fn measure(host: &Host) -> Outcome<bool> {
 fn parts(unit: &mut Unit, table: &mut Table) -> Outcome<()> {
     unit.run(1)?; // installs the package
     unit.stop()?;
+    if let Some(counts) = args::value("--spans")? {
+        return show_spans(&mut unit, &counts);
+    }
     if wanted("one")? {
         one(unit, table)?;
     }
@@ -53,6 +58,18 @@ fn parts(unit: &mut Unit, table: &mut Table) -> Outcome<()> {
         unit::cycles(unit, table, args::number("--cycles", 96)?)?;
     }
     table.note("SIGTERM to end, 0 instances", "ms", milliseconds(unit.stop_daemon()?));
+    Ok(())
+}
+
+/// The trace makes everything a little slower: nothing is judged.
+fn show_spans(unit: &mut Unit, counts: &str) -> Outcome<()> {
+    unit.stop_daemon()?;
+    unit.level = "trace";
+    unit.start_daemon()?;
+    for count in counts.split(',') {
+        unit::spans::show(unit, count.parse()?)?;
+    }
+    unit.stop_daemon()?;
     Ok(())
 }
 

@@ -26,6 +26,7 @@ use crate::model::id::InstanceId;
 use crate::ports::{Command, CommandEnd, Processes, Watch};
 use crate::sys::notify::{Notifier, watchdog_period};
 use crate::sys::progress::Board;
+use crate::sys::span::span;
 use crate::sys::time::{ClockJumps, monotonic};
 use crate::sys::{command, pidfd, process, progress, thread};
 
@@ -350,7 +351,9 @@ impl EventLoop {
 
     fn obey(&mut self, command: LoopCmd, core: &Sender<Event>) {
         match command {
-            LoopCmd::Spawn { command, reply } => self.children.spawn(command, reply, monotonic()),
+            LoopCmd::Spawn { command, reply } => {
+                span("spawn", &"-", || self.children.spawn(command, reply, monotonic()));
+            }
             LoopCmd::Watch { watch, reply } => {
                 let result = self.watch(watch, core).map_err(|error| Failure::lasting(&error));
                 if reply.try_send(result).is_err() {

@@ -68,7 +68,11 @@ fn run(options: &Options, shaped: std::io::Result<()>) -> i32 {
 }
 
 fn logged_run(options: &Options, shaped: std::io::Result<()>) -> Result<(), Box<dyn Error>> {
-    log::set_max_level(logger::parse_level(&options.level)?);
+    let level = logger::parse_level(&options.level)?;
+    log::set_max_level(level);
+    if level == log::LevelFilter::Trace {
+        sys::span::show();
+    }
     shaped?;
     let config = Config::load(&options.config)?;
     let run_dir = config.run_dir.display();

@@ -7,6 +7,7 @@ pub(crate) mod bare;
 pub(crate) mod host;
 pub(crate) mod proc;
 pub(crate) mod sim;
+pub(crate) mod spans;
 pub(crate) mod table;
 
 use std::error::Error;
@@ -52,6 +53,8 @@ pub(crate) struct Unit {
     dir: PathBuf,
     libraries: PathBuf,
     daemon: Option<Child>,
+    /// Level of the log of the daemons that are started.
+    pub(crate) level: &'static str,
 }
 
 /// One running instance, as its bundle tells.
@@ -123,7 +126,7 @@ impl Unit {
             busybox.display()
         ))?;
         let libraries = host.libraries.clone();
-        Ok(Self { sim, runtime: runtime.to_owned(), dir, libraries, daemon: None })
+        Ok(Self { sim, runtime: runtime.to_owned(), dir, libraries, daemon: None, level: "info" })
     }
 
     /// Starts the daemon and waits until it is registered; returns the time from the start to its
@@ -133,7 +136,7 @@ impl Unit {
         let from = self.sim.position();
         let begun = Instant::now();
         let child = Command::new(DAEMON)
-            .arg("-c")
+            .args(["-v", self.level, "-c"])
             .arg(self.dir.join("aos_servicemanager.cfg"))
             .env("LD_LIBRARY_PATH", &self.libraries)
             .stdin(Stdio::null())
@@ -257,9 +260,14 @@ impl Unit {
         self.dir.join("packages")
     }
 
+    /// Everything that the daemons have logged.
+    pub(crate) fn log(&self) -> Outcome<String> {
+        Ok(fs::read_to_string(self.dir.join("daemon.log"))?)
+    }
+
     /// The last lines that the daemon logged.
     pub(crate) fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default();
+        let text = self.log().unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }

@@ -30,11 +30,12 @@ use crossbeam::channel::Sender;
 
 use crate::cm::dialect::Dialect;
 use crate::cm::sender::CmTxCommand;
+use crate::model::command::CmCommand;
 use crate::model::event::{Event, Session};
 use crate::model::status::chain;
 use crate::rpc::{self, CertSource, Certificate, Connection, Inbox, Pending, Sink, Source, Woken};
-use crate::sys::random;
 use crate::sys::time::now;
+use crate::sys::{random, span};
 
 /// Messages of the CM, generated. Only this module and the simulated unit use them.
 #[doc(hidden)]
@@ -352,6 +353,9 @@ impl Receiving {
     fn deliver(&self, session: Session, message: &[u8], dialect: &dyn Dialect) {
         match dialect.decode(message) {
             Ok(Some(command)) => {
+                if matches!(command, CmCommand::RunInstances(_)) {
+                    span::mark("request", &session.0);
+                }
                 let _ = self.events.send(Event::Cm { session, command });
             }
             Ok(None) => log::debug!("message of the CM ignored bytes={}", message.len()),

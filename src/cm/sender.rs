@@ -19,6 +19,7 @@ use crate::model::failure::Failure;
 use crate::model::status::{CmReport, LogPart, NodeMonitoring, chain};
 use crate::rpc;
 use crate::sys::progress;
+use crate::sys::span::span;
 
 /// Messages that may wait for this thread.
 pub const INBOX_CAPACITY: usize = 64;
@@ -139,7 +140,7 @@ impl Writer<'_> {
         };
         open.registered = true;
         let is_alert = matches!(report, CmReport::Alert(_));
-        let _ = self.send(report);
+        let _ = span("send", &session.0, || self.send(report));
         // An alert that cannot be translated is gone as well.
         if is_alert && self.open.is_some() {
             let _ = self.events.send(Event::AlertSent { session });

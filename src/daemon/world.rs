@@ -40,7 +40,7 @@ use crate::rpc::InboxSender;
 use crate::runtime::devices;
 use crate::store::Store;
 use crate::store::node_file::NodeFile;
-use crate::sys::{fault, progress};
+use crate::sys::{fault, progress, span};
 
 /// A part of a log waits so long for its place in the stream.
 const LOG_PART_LIMIT: Duration = Duration::from_secs(60);
@@ -150,7 +150,12 @@ impl World {
             Effect::ValidateDevices(config) => {
                 events.push(Event::DevicesValidated(device_faults(&config)));
             }
-            Effect::Exec(job) => queued("exec", parts.exec.try_send(job).is_ok()),
+            Effect::Exec(job) => {
+                if let ExecJob::Start(plan) = &job {
+                    span::mark("ordered", &plan.id);
+                }
+                queued("exec", parts.exec.try_send(job).is_ok());
+            }
             Effect::Fetch(job) => queued("fetch", parts.fetch.try_send(job).is_ok()),
             Effect::Networks(networks) => {
                 if self.networks.replace(networks).is_some() {
@@ -203,7 +208,8 @@ impl World {
     fn store(&mut self, changes: Vec<Change>, events: &mut Vec<Event>) {
         let first_failure = self.unsaved.is_empty();
         self.unsaved.extend(changes);
-        match self.parts.store.apply(&self.unsaved) {
+        let rows = self.unsaved.len();
+        match span::span("store", &rows, || self.parts.store.apply(&self.unsaved)) {
             Ok(()) => {
                 self.unsaved.clear();
                 self.store_error.clear();

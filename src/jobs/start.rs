@@ -12,6 +12,7 @@ use crate::model::id::InstanceId;
 use crate::model::job::{Record, StartKind, StartPlan, Started};
 use crate::ports::{Init, NetworkPlan, Stdio};
 use crate::sys::fault;
+use crate::sys::span::span;
 
 /// What came of a start.
 #[derive(Debug, PartialEq)]
@@ -24,10 +25,10 @@ pub struct Outcome {
 /// Starts an instance: completely, or after an automatic restart only its container.
 pub fn start(ports: &Ports, plan: &StartPlan) -> Outcome {
     let mut undo = Undo::new(ports, &plan.id);
-    let result = match plan.kind {
+    let result = span("start", &plan.id, || match plan.kind {
         StartKind::Fresh => fresh(ports, plan, &mut undo),
         StartKind::Again => again(ports, plan, &mut undo),
-    };
+    });
     let unkillable = result.is_err() && !undo.run();
     Outcome { result, unkillable }
 }
@@ -35,21 +36,21 @@ pub fn start(ports: &Ports, plan: &StartPlan) -> Outcome {
 /// Bundle, sink, network, root file system, container. A failure leaves nothing behind.
 fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started, Failure> {
     let id = &plan.id;
-    ports.images.check(plan)?;
+    span("check", id, || ports.images.check(plan))?;
     ports.data.check(plan)?;
 
     undo.note("remove bundle", |ports, id| ports.bundles.remove(id));
-    let bundle = ports.bundles.prepare(id)?;
+    let bundle = span("prepare", id, || ports.bundles.prepare(id))?;
     ports.bundles.record(id, &starting(plan))?;
 
     undo.note("close log sink", |ports, id| ports.sinks.close(id));
-    let stdio = ports.sinks.open(plan)?;
+    let stdio = span("sink", id, || ports.sinks.open(plan))?;
 
     undo.note("detach network", |ports, id| ports.network.detach(id));
-    ports.network.attach(&network_plan(plan, &bundle))?;
+    span("attach", id, || ports.network.attach(&network_plan(plan, &bundle)))?;
 
     fault::point("start step");
-    let doubt = ports.bundles.build(plan)?;
+    let doubt = span("build", id, || ports.bundles.build(plan))?;
     let started = container(ports, plan, &bundle, stdio, undo)?;
     Ok(Started { doubt, ..started })
 }
@@ -71,11 +72,11 @@ fn container(
 ) -> Result<Started, Failure> {
     fault::point("start step");
     undo.created = true;
-    let init = ports.runtime.create(&plan.id, bundle, stdio)?;
+    let init = span("create", &plan.id, || ports.runtime.create(&plan.id, bundle, stdio))?;
     fault::point("start step");
     ports.bundles.record(&plan.id, &running(plan, init))?;
     fault::point("start step");
-    ports.runtime.start(&plan.id)?;
+    span("run", &plan.id, || ports.runtime.start(&plan.id))?;
     fault::point("start step");
     Ok(Started { pid: init.pid, doubt: None })
 }

@@ -66,6 +66,7 @@ use crate::model::traffic::{Traffic, TrafficRow};
 use crate::ports::{Network, NetworkPlan, TrafficSource};
 use crate::sys;
 use crate::sys::progress;
+use crate::sys::span::span;
 use crate::sys::time::ClockJumps;
 
 /// Two exec threads, monitor and core have at most one request each in it.
@@ -414,7 +415,7 @@ impl NetThread {
             }
         }
         let plans: Vec<&NetworkPlan> = group.iter().map(|(plan, _)| &**plan).collect();
-        let results = self.domain.attach(&plans);
+        let results = span("network", &plans.len(), || self.domain.attach(&plans));
         for ((_, reply), result) in group.iter().zip(results) {
             let _ = reply.try_send(result.map_err(Failure::from));
         }

@@ -23,6 +23,7 @@ pub mod progress;
 pub mod random;
 pub mod residency;
 pub mod rights;
+pub mod span;
 pub mod thread;
 pub mod time;
 pub mod tree;
