@@ -280,6 +280,51 @@ fn alerts_of_node_and_instance() {
     assert_eq!(alerts.into_iter().map(|alert| alert.payload).collect::<Vec<_>>(), expect);
 }
 
+/// Alerts about the node's RAM and an instance's, in words.
+fn excursion(alerts: Vec<Alert>) -> Vec<String> {
+    let word = |alert: Alert| match alert.payload {
+        AlertPayload::SystemQuota { status, .. } => format!("node {status:?}"),
+        AlertPayload::InstanceQuota { status, .. } => format!("instance {status:?}"),
+        other => panic!("{other:?}"),
+    };
+    alerts.into_iter().map(word).collect()
+}
+
+#[test]
+fn an_excursion_goes_on_over_new_configurations() {
+    let host = FakeHost::new();
+    let mut monitor = host.monitor();
+    let kept = Kept::default();
+    let rule = |max| {
+        let ram = Some(PercentRule { min_timeout: Duration::from_secs(10), min: 10.0, max });
+        AlertRules { ram, ..AlertRules::default() }
+    };
+    // Everything is said again, in the middle of what the detectors wait for.
+    let configure = |monitor: &mut Sampler, max: f64, seconds: u64| {
+        monitor.apply(MonitorCommand::NodeInfo(node_info(1000)), at(seconds), &kept);
+        monitor.apply(MonitorCommand::NodeRules(rule(max)), at(seconds), &kept);
+        monitor.apply(watch(Target { rules: rule(max), ..target("i1") }), at(seconds), &kept);
+    };
+    let told = || excursion(std::mem::take(&mut kept.alerts.lock().unwrap()));
+    host.set_group("i1", 0, 600 << 10, 0);
+    configure(&mut monitor, 50.0, 0);
+    monitor.sample(at(10), &kept);
+    configure(&mut monitor, 50.0, 15);
+    assert_eq!(told(), [""; 0]);
+    monitor.sample(at(20), &kept);
+    assert_eq!(told(), ["instance Raise", "node Raise"]);
+    // Other thresholds do not make it a new one.
+    configure(&mut monitor, 55.0, 25);
+    monitor.sample(at(30), &kept);
+    assert_eq!(told(), [""; 0]);
+    host.set_group("i1", 0, 50 << 10, 0);
+    host.write("proc/meminfo", "MemTotal: 1000 kB\nMemFree: 950 kB\nBuffers: 0 kB\nCached: 0 kB\n");
+    monitor.sample(at(40), &kept);
+    configure(&mut monitor, 55.0, 45);
+    monitor.sample(at(50), &kept);
+    assert_eq!(told(), ["instance Fall", "node Fall"]);
+}
+
 #[test]
 fn missed_ticks_are_skipped() {
     let check = |tick, now, expect| {
