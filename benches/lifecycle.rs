@@ -44,7 +44,7 @@ fn parts(unit: &mut Unit, table: &mut Table) -> Outcome<()> {
     unit.run(1)?; // installs the package
     unit.stop()?;
     if let Some(counts) = args::value("--spans")? {
-        return show_spans(&mut unit, &counts);
+        return show_spans(unit, &counts);
     }
     if wanted("one")? {
         one(unit, table)?;

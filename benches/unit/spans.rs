@@ -1,5 +1,5 @@
 //! Where the time between a request and its last status goes, from the spans that the daemon logs
-//! at level trace.
+//! with `-v trace`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Piece {
     }
 }
 
-/// Starts `count` instances and prints what took how long; the daemon logs at level trace.
+/// Starts `count` instances and prints what took how long; the daemon runs with `-v trace`.
 pub(crate) fn show(unit: &mut Unit, count: usize) -> Outcome<()> {
     let from = unit.log()?.len();
     let took = unit.run(count)?;

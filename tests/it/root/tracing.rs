@@ -149,3 +149,33 @@ fn only_the_runtime_is_run_and_the_network_takes_few_calls() {
     assert!(sends <= MOST_SENDS * INSTANCES + OTHER_SENDS, "{sends}: {calls:?}");
     unit.stop_daemon();
 }
+
+/// What a start is made of, as its spans are called.
+const SPANS: [&str; 14] = [
+    "request", "store", "ordered", "check", "prepare", "sink", "attach", "network", "build",
+    "create", "spawn", "run", "start", "send",
+];
+
+#[test]
+fn spans_tell_where_the_time_of_a_start_goes() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().start();
+    unit.start_daemon_as(&["-v", "trace"], &[]);
+    unit.say("wait registered");
+    unit.sleeper("web");
+    unit.say("run");
+    unit.say("wait active web");
+    let spans = SPANS.map(|name| unit.expect_log(&format!(" name={name} at_us=")));
+    let number = |line: &str, key: &str| -> u64 {
+        let word = line.split(' ').find_map(|word| word.strip_prefix(key)).unwrap();
+        word.parse().unwrap()
+    };
+    let of = |name: &str| &spans[SPANS.iter().position(|span| *span == name).unwrap()];
+    let (start, attach) = (of("start"), of("attach"));
+    assert_eq!(start.split("about=").nth(1), attach.split("about=").nth(1));
+    // A part lies within the whole.
+    let at = |line: &str| (number(line, "at_us="), number(line, "took_us="));
+    let ((begun, all), (later, part)) = (at(start), at(attach));
+    assert!(begun <= later && later + part <= begun + all, "{start} {attach}");
+    unit.stop_daemon();
+}
