@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::core::Effect;
 use crate::core::data::Data;
-use crate::core::instance::{Instance, Phase, Secret, Verdict};
+use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::secrets::Leaving;
 use crate::core::state::{Orphan, State, Survey, Sweep};
 use crate::model::command::CmCommand;
@@ -44,6 +44,7 @@ impl State {
             Event::Done(done) => self.job_done(now, done),
             Event::Exited { id, pid, exit } => self.exited(now, &id, pid, exit),
             Event::NetworksUpdated { failed } => self.networks_updated(now, failed),
+            Event::NetworkReady(id) => self.network_ready(&id),
             Event::Traffic { rows, gone } => self.traffic_counted(rows, gone),
             Event::Alert(alert) => self.alerts.push(alert),
             Event::NodeConfigStored { session, faults, result } => {
@@ -75,6 +76,17 @@ impl State {
                 self.alert(now.wall_ms, AlertPayload::Core { component, message });
             }
             self.networks_failed.insert(id, failure.message);
+        }
+    }
+
+    /// Instances that could not start without it are tried again.
+    fn network_ready(&mut self, id: &NetworkId) {
+        self.networks_failed.remove(id);
+        for instance in self.instances.values_mut() {
+            let inside = |inputs: &Inputs| inputs.service.provider_id == *id;
+            if matches!(&instance.goal, Goal::Run(inputs) if inside(inputs)) {
+                instance.retry = true;
+            }
         }
     }
 

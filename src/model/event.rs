@@ -45,6 +45,8 @@ pub enum Event {
     NetworksUpdated {
         failed: Vec<(NetworkId, Failure)>,
     },
+    /// A network that could not be set up stands now.
+    NetworkReady(NetworkId),
     /// Traffic counters to store, and names of counters to forget.
     Traffic {
         rows: Vec<TrafficRow>,

@@ -4,11 +4,14 @@
 //! The chains stand before all others, where no verdict of somebody else hides bytes. Quotas stand
 //! before counters, so that what is dropped is not reported. What is counted is the packet at
 //! layer 3. Counters of the node leave out what it forwards, those of instances what the node
-//! itself sends.
+//! itself sends. A kernel without quotas has sets in their place, of the addresses that have used up
+//! what they may.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::nft::{self, Content, Hook, NewSet, Program, object};
+use super::expressions::Program;
+use super::nft::{self, Content, Hook, NewSet, object};
 use super::rules::{PREFIX, Policy, TABLE, append_rule};
 use super::shaping;
 use super::wire::Messages;
@@ -150,12 +153,47 @@ impl Meter {
     }
 }
 
+/// A direction in which an instance has used up its volume.
+pub(super) type Stop = (Gauge, Ipv4Addr);
+
+/// Where volume is looked at from time to time: who has used up his.
+pub(super) fn stops<'a>(meters: impl Iterator<Item = &'a Meter>) -> BTreeSet<Stop> {
+    let mut stops = BTreeSet::new();
+    for meter in meters {
+        for gauge in [Gauge::DownloadLimit, Gauge::UploadLimit] {
+            if meter.part(gauge).is_some_and(|(used, limit)| used >= limit) {
+                stops.insert((gauge, meter.address));
+            }
+        }
+    }
+    stops
+}
+
+/// Turns the set of those who are stopped into another one.
+pub(super) fn change_stops(batch: &mut Messages, old: &BTreeSet<Stop>, new: &BTreeSet<Stop>) {
+    for (gauge, address) in old.difference(new) {
+        let key = [address.octets()];
+        nft::delete_elements(batch, TABLE, gauge.map(), key.iter().map(<[u8; 4]>::as_slice));
+    }
+    for (gauge, address) in new.difference(old) {
+        let key = [address.octets()];
+        nft::new_elements(batch, TABLE, gauge.map(), key.iter().map(<[u8; 4]>::as_slice));
+    }
+}
+
+/// The kinds of which instances have objects.
+fn gauges(polled: bool) -> impl Iterator<Item = Gauge> {
+    let used = move |gauge: &Gauge| !(polled && gauge.kind() == object::QUOTA);
+    Gauge::ALL.into_iter().filter(used)
+}
+
 /// Adds the objects and mappings of some instances.
 pub(super) fn add<'a>(
     batch: &mut Messages,
+    polled: bool,
     meters: impl Iterator<Item = (&'a InstanceId, &'a Meter)> + Clone,
 ) {
-    for gauge in Gauge::ALL {
+    for gauge in gauges(polled) {
         let mut mappings: Vec<([u8; 4], String)> = Vec::new();
         for (id, meter) in meters.clone() {
             let Some((used, limit)) = meter.part(gauge) else { continue };
@@ -180,9 +218,10 @@ pub(super) fn add<'a>(
 /// Removes the mappings and objects of some instances.
 pub(super) fn remove<'a>(
     batch: &mut Messages,
+    polled: bool,
     meters: impl Iterator<Item = (&'a InstanceId, &'a Meter)> + Clone,
 ) {
-    for gauge in Gauge::ALL {
+    for gauge in gauges(polled) {
         let having = meters.clone().filter(|(_, meter)| meter.has(gauge));
         let keys: Vec<[u8; 4]> = having.clone().map(|(_, meter)| meter.address.octets()).collect();
         for portion in keys.chunks(MAPPINGS_PER_MESSAGE) {
@@ -211,10 +250,11 @@ pub(super) fn install(batch: &mut Messages, id: u32, policy: &Policy, node: Volu
         let hook = Hook { kind: "filter", number, priority: PRIORITY };
         nft::new_chain(batch, TABLE, name, Some(&hook));
     }
-    install_rules(batch, policy.police);
+    install_rules(batch, policy);
 }
 
-fn install_sets(batch: &mut Messages, id: u32, Policy { local, police, .. }: &Policy) {
+fn install_sets(batch: &mut Messages, id: u32, policy: &Policy) {
+    let Policy { local, police, polled, .. } = policy;
     let new = |batch: &mut Messages, name, id, (key_type, key_bytes), content| {
         nft::new_set(batch, TABLE, &NewSet { name, key_type, key_bytes, id, content });
     };
@@ -223,7 +263,11 @@ fn install_sets(batch: &mut Messages, id: u32, Policy { local, police, .. }: &Po
     new(batch, LOCAL6, id + 1, v6, Content::Intervals);
     let used = |gauge: &Gauge| *police || gauge.kind() != object::LIMIT;
     for (gauge, id) in Gauge::ALL.into_iter().filter(used).zip(id + 2..) {
-        new(batch, gauge.map(), id, v4, Content::Objects(gauge.kind()));
+        let content = match gauge.kind() {
+            object::QUOTA if *polled => Content::Keys,
+            kind => Content::Objects(kind),
+        };
+        new(batch, gauge.map(), id, v4, content);
     }
     for (set, intervals) in [(LOCAL4, &local.v4), (LOCAL6, &local.v6)] {
         if !intervals.is_empty() {
@@ -232,7 +276,11 @@ fn install_sets(batch: &mut Messages, id: u32, Policy { local, police, .. }: &Po
     }
 }
 
-fn install_rules(batch: &mut Messages, police: bool) {
+fn install_rules(batch: &mut Messages, policy: &Policy) {
+    let stop = |p: &mut Program<'_, '_>, gauge: Gauge| match policy.polled {
+        true => p.in_set(gauge.map()).drop(),
+        false => p.count_in(gauge.map()).drop(),
+    };
     fn incoming<'p, 'a, 'b>(p: &'p mut Program<'a, 'b>) -> &'p mut Program<'a, 'b> {
         p.ipv4().source().not_in_set(LOCAL4).destination()
     }
@@ -240,15 +288,15 @@ fn install_rules(batch: &mut Messages, police: bool) {
         p.ipv4().destination().not_in_set(LOCAL4).source()
     }
     let chain = CHAIN_FORWARD;
-    if police {
+    if policy.police {
         // All traffic, whoever is at its other end; what is dropped counts nowhere.
         append_rule(batch, chain, |p| {
             p.ipv4().destination().count_in(Gauge::DownloadSpeed.map()).drop();
         });
         append_rule(batch, chain, |p| p.ipv4().source().count_in(Gauge::UploadSpeed.map()).drop());
     }
-    append_rule(batch, chain, |p| incoming(p).count_in(Gauge::DownloadLimit.map()).drop());
-    append_rule(batch, chain, |p| outgoing(p).count_in(Gauge::UploadLimit.map()).drop());
+    append_rule(batch, chain, |p| stop(incoming(p), Gauge::DownloadLimit));
+    append_rule(batch, chain, |p| stop(outgoing(p), Gauge::UploadLimit));
     append_rule(batch, chain, |p| {
         incoming(p).count_in(Gauge::Download.map());
     });

@@ -3,12 +3,16 @@
 //! Runs on the net thread. An attach is a handful of system calls: the namespace, one send with
 //! everything on the host, one send with everything inside, one firewall transaction, two files.
 //! A failure undoes the steps done. A detach cuts the instance off at once and leaves the slow part
-//! (some 20 ms per link) to the kernel.
+//! (some 20 ms per link) to the kernel. A third of what an attach takes is the kernel making a
+//! namespace; one is made in a quiet moment, for the next attach.
 
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use log::{debug, error, info, warn};
 use nix::errno::Errno;
@@ -34,8 +38,8 @@ use crate::sys::netlink::{Family, Netlink};
 use crate::sys::netns;
 use crate::sys::time::monotonic;
 
-/// Namespace of the calling thread.
-const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+/// Until another namespace is made in reserve, after one could not be made.
+const SPARE_PAUSE: Duration = Duration::from_secs(60);
 /// Whether interfaces that are made later have IPv6, in the namespace of the calling thread.
 const NEW_LINKS_WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 /// A kernel with built-in tunnel devices has index 2 taken in a new namespace.
@@ -44,7 +48,8 @@ const OTHER_PEER_INDEX: Index = 0x1_0000;
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 /// A new namespace, entered by its socket only.
-struct Inside {
+#[derive(Debug)]
+pub(super) struct Inside {
     channel: Channel,
     namespace: File,
 }
@@ -70,6 +75,9 @@ impl Domain {
         let built = |results: &[Result<(), Error>]| -> Vec<usize> {
             (0..plans.len()).filter(|index| results[*index].is_ok()).collect()
         };
+        self.settle(built(&results).iter().map(|index| &plans[*index].id));
+        // Of those that were replaced.
+        self.forget_flows();
         fault::point("attach step");
         let mut all = Share::default();
         for index in built(&results) {
@@ -297,17 +305,48 @@ impl Domain {
         result
     }
 
-    fn create_namespace(&self, id: &InstanceId) -> Result<Inside, Error> {
+    fn create_namespace(&mut self, id: &InstanceId) -> Result<Inside, Error> {
         let path = netns::path(id.as_str());
         let failed = |source| Error::File { operation: "create network namespace", path, source };
-        let opened = self.host.create(id.as_str(), || {
-            if self.ipv6 {
-                disable_ipv6(id);
-            }
-            Ok((Netlink::for_few_requests(Family::Route)?, File::open(OWN_NAMESPACE)?))
+        let inside = match self.spare.take() {
+            Some(spare) => Ok(spare),
+            None => self.unnamed_namespace(),
+        };
+        let named = inside.and_then(|inside| {
+            netns::give_name(id.as_str(), inside.namespace.as_fd()).map(|()| inside)
         });
-        let (socket, namespace) = opened.map_err(failed)?;
+        named.map_err(failed)
+    }
+
+    fn unnamed_namespace(&self) -> io::Result<Inside> {
+        let (namespace, socket) = self.host.unnamed(|| {
+            if self.ipv6 {
+                disable_ipv6();
+            }
+            Netlink::for_few_requests(Family::Route)
+        })?;
         Ok(Inside { channel: Channel::new(socket), namespace })
+    }
+
+    /// When nobody comes or goes, and somebody may come: when the next namespace is to be made.
+    pub(super) fn spare_deadline(&self) -> Option<Duration> {
+        let missing = self.spare.is_none() && !self.networks.is_empty();
+        missing.then(|| self.ending.quiet_at().max(self.spare_after))
+    }
+
+    /// Makes the namespace of the next instance. Nothing but its two descriptors holds it.
+    pub(super) fn make_spare(&mut self, now: Duration) {
+        if self.spare_deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        match self.unnamed_namespace() {
+            Ok(spare) => self.spare = Some(spare),
+            // The attach that needs one tries again, and fails with the reason.
+            Err(err) => {
+                debug!("no namespace in reserve err={err}");
+                self.spare_after = now + SPARE_PAUSE;
+            }
+        }
     }
 
     /// Link and addresses.
@@ -323,7 +362,6 @@ impl Domain {
             self.delete_links(&[veth]);
             return Err(err);
         }
-        self.settle(veth, place.standing.index);
         fault::point("attach step");
         Ok(Wired { address: place.address, veth, share: self.new_share(attachment, place) })
     }
@@ -421,11 +459,18 @@ impl Domain {
         }
     }
 
-    /// Both ends are up: the port, then the bridge may send.
-    fn settle(&mut self, veth: Index, bridge: Index) {
+    /// Both ends of new links are up: the ports, then the bridges may send.
+    fn settle<'a>(&mut self, ids: impl Iterator<Item = &'a InstanceId>) {
         let mut messages = Messages::new();
-        rtnl::settle_carrier(&mut messages, veth);
-        rtnl::settle_carrier(&mut messages, bridge);
+        let mut bridges: BTreeSet<Index> = BTreeSet::new();
+        for attached in ids.filter_map(|id| self.instances.get(id)) {
+            let Some(wired) = &attached.wired else { continue };
+            rtnl::settle_carrier(&mut messages, wired.veth);
+            let network = self.networks.get(&attached.network);
+            bridges
+                .extend(network.and_then(|n| n.standing.as_ref()).map(|standing| standing.index));
+        }
+        bridges.into_iter().for_each(|bridge| rtnl::settle_carrier(&mut messages, bridge));
         if let Err(err) = self.links.execute(&mut messages) {
             debug!("carrier of a new link is not settled err={}", chain(&err));
         }
@@ -439,8 +484,8 @@ impl Domain {
     ) -> Result<Wired, Error> {
         let id = &attachment.id;
         let left = self.left.instances.get(id).and_then(|links| {
-            // A link that is in no bridge was given up and is about to vanish.
-            links.iter().find(|link| link.master != 0).or(links.last()).cloned()
+            // A link that is down was given up and is about to vanish.
+            links.iter().find(|link| link.master != 0 && link.up).or(links.last()).cloned()
         });
         let known = known.and_then(|known| known.wired.as_ref());
         let old = known.map(|wired| wired.share.clone()).unwrap_or_default();
@@ -524,14 +569,8 @@ impl Domain {
         let rules = match wired {
             Some(wired) => {
                 self.take_traffic_of(std::slice::from_ref(id));
-                let removed = self.firewall.remove(&wired.share);
-                if self.caps.flow_filter {
-                    self.caps.flow_filter = self.firewall.forget_flows(wired.address);
-                }
-                if !self.caps.flow_filter {
-                    self.firewall.forget_flows_without_filter(wired.address);
-                }
-                removed
+                self.stale_flows.push(wired.address);
+                self.firewall.remove(&wired.share)
             }
             None => Ok(()),
         };
@@ -552,23 +591,43 @@ impl Domain {
         rules.and(cut).and(namespace)
     }
 
+    /// Forgets the connections of addresses that were given up, before somebody else gets one. The
+    /// kernel looks through its whole table for that, and nobody has to wait for it.
+    pub(super) fn forget_flows(&mut self) {
+        let addresses = std::mem::take(&mut self.stale_flows);
+        if addresses.is_empty() {
+            return;
+        }
+        if self.caps.flow_filter {
+            self.caps.flow_filter = self.firewall.forget_flows(&addresses);
+        }
+        if !self.caps.flow_filter {
+            self.firewall.forget_flows_without_filter(&addresses);
+        }
+    }
+
     /// Takes the name away now and lets the kernel have the rest later.
     fn end_namespace(&mut self, id: &InstanceId) -> Result<(), Error> {
-        let kept = netns::open(id.as_str());
+        let kept = match netns::open(id.as_str()) {
+            Ok(None) => return Ok(()),
+            other => other,
+        };
         unmount_namespace(id)?;
         match kept {
-            Ok(Some(namespace)) => self.ending.keep(namespace, monotonic()),
-            Ok(None) => {}
+            Ok(namespace) => {
+                namespace.into_iter().for_each(|ns| self.ending.keep(ns, monotonic()));
+            }
             Err(err) => debug!("namespace ends at once instance={id} err={err}"),
         }
         Ok(())
     }
 
-    /// Takes links out of their bridges in one send: their addresses are free from here on.
+    /// Sets links down in one send. A bridge forgets at once what was behind such a port: their
+    /// addresses are free from here on.
     fn cut_off(&mut self, links: &[Index]) -> Result<(), Error> {
         let mut messages = Messages::new();
         for index in links {
-            rtnl::cut_off(&mut messages, *index);
+            rtnl::set_down(&mut messages, *index);
             self.watch_fading(*index);
         }
         match self.links.execute(&mut messages) {
@@ -585,9 +644,9 @@ fn is_collision(refusal: &Refusal) -> bool {
 
 /// No address and no router advertisement reaches an interface of an instance unless its own
 /// configuration switches IPv6 on there. Loopback exists already and keeps its address.
-fn disable_ipv6(id: &InstanceId) {
+fn disable_ipv6() {
     if let Err(err) = sys::fs::write_existing(Path::new(NEW_LINKS_WITHOUT_IPV6), "1") {
-        warn!("instance may take router advertisements instance={id} err={err}");
+        warn!("an instance may take router advertisements err={err}");
     }
 }
 

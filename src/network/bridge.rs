@@ -21,6 +21,7 @@ use super::rtnl::{self, Index, Link, LinkAddress, NewBridge, NewVlan, Route};
 use super::rules;
 use super::wire::Messages;
 use crate::model::desired::NetworkParams;
+use crate::model::event::Event;
 use crate::model::id::NetworkId;
 use crate::model::store::NetworkLinks;
 use crate::sys;
@@ -122,8 +123,20 @@ impl Domain {
         Ok(())
     }
 
-    /// Makes sure that a network stands; returns its links.
+    /// Makes sure that a network stands; returns its links. Core hears if it did not before.
     pub(super) fn raise_network(&mut self, id: &NetworkId) -> Result<Standing, Error> {
+        let result = self.build_network(id);
+        if let Some(network) = self.networks.get_mut(id)
+            && std::mem::replace(&mut network.failed, result.is_err())
+            && result.is_ok()
+        {
+            info!("network stands now network={id}");
+            self.outbox.push(Event::NetworkReady(id.clone()));
+        }
+        result
+    }
+
+    fn build_network(&mut self, id: &NetworkId) -> Result<Standing, Error> {
         let Some(network) = self.networks.get(id) else {
             return Err(Error::Vanished("network"));
         };

@@ -32,6 +32,8 @@ pub(super) struct NetCaps {
     pub(super) vlan: bool,
     /// The queueing discipline for speed limits.
     pub(super) tbf: bool,
+    /// Limits of volume; known once the firewall was asked.
+    pub(super) quota: bool,
     /// Connections are deleted by address; noticed when it is first needed.
     pub(super) flow_filter: bool,
 }
@@ -39,7 +41,7 @@ pub(super) struct NetCaps {
 impl NetCaps {
     /// Until somebody has looked.
     pub(super) const ALL: Self =
-        Self { bridge: true, veth: true, vlan: true, tbf: true, flow_filter: true };
+        Self { bridge: true, veth: true, vlan: true, tbf: true, quota: true, flow_filter: true };
 
     /// Asks the kernel.
     pub(super) fn detect(links: &mut Channel) -> Self {
@@ -70,7 +72,8 @@ impl NetCaps {
 impl Domain {
     /// Looks at the kernel, and says what no instance can do without.
     pub(super) fn detect(&mut self) {
-        self.caps = NetCaps::detect(&mut self.links);
+        let quota = self.firewall.has_quotas();
+        self.caps = NetCaps { quota, ..NetCaps::detect(&mut self.links) };
         #[cfg(test)]
         if let Some(pretended) = self.pretended {
             self.caps = pretended;
@@ -80,6 +83,12 @@ impl Domain {
                 self.degrade(format!("instances get no network: kernel lacks {feature}"));
             }
         }
+    }
+
+    /// The kernel cannot compare volumes with limits.
+    pub(super) fn poll_limits(&mut self) {
+        self.firewall.poll_limits();
+        self.degrade("limits of traffic act late: kernel lacks quotas of nf_tables".to_owned());
     }
 
     /// Without these nothing can be done for an instance with an address.

@@ -56,13 +56,16 @@ pub(super) struct Flow {
     zone: Option<Vec<u8>>,
 }
 
-/// A listed connection, if the address has to do with it.
-pub(super) fn parse_flow(message: &Message<'_>, address: Ipv4Addr) -> Option<Flow> {
+/// A listed connection, if one of the addresses has to do with it.
+pub(super) fn parse_flow(message: &Message<'_>, addresses: &[Ipv4Addr]) -> Option<Flow> {
     (message.kind == NEW).then_some(())?;
     let attributes = message.body.get(HEADER..)?;
     let concerns = |kind| {
-        let addresses = wire::find(wire::find(attributes, kind)?, CTA_TUPLE_IP)?;
-        let is_it = |kind| wire::find(addresses, kind) == Some(&address.octets()[..]);
+        let ends = wire::find(wire::find(attributes, kind)?, CTA_TUPLE_IP)?;
+        let is_it = |kind| {
+            let end = wire::find(ends, kind);
+            addresses.iter().any(|address| end == Some(&address.octets()[..]))
+        };
         Some(is_it(CTA_IP_V4_SRC) || is_it(CTA_IP_V4_DST))
     };
     let concerned =
@@ -109,7 +112,7 @@ mod tests {
             });
             let bytes = messages.stamp(1, 1).to_vec();
             let message = wire::messages(&bytes).next().unwrap();
-            let flow = parse_flow(&message, Ipv4Addr::new(172, 17, 0, 2));
+            let flow = parse_flow(&message, &[Ipv4Addr::new(172, 17, 0, 2)]);
             assert_eq!(flow.is_some(), expect);
             let Some(flow) = flow else { return };
             let mut deletion = Messages::new();

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use log::{error, info};
+use log::{error, info, warn};
 
 use super::accounting::Meter;
 use super::domain::{Domain, chain};
@@ -19,6 +19,8 @@ use crate::model::id::InstanceId;
 use crate::model::traffic::{Traffic, TrafficRow};
 use crate::sys::time::{monotonic, wall_ms};
 
+/// Where the kernel cannot stop traffic at a limit: how often that is done here.
+const LIMIT_PERIOD: Duration = Duration::from_secs(5);
 /// Counters that were read less than so long ago are not read again; tests do not wait for it.
 const FRESH: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 1 });
 
@@ -45,7 +47,9 @@ impl Domain {
 
     /// When the counters are to be looked at.
     pub(super) fn traffic_deadline(&self) -> Option<Duration> {
-        self.settings.firewall.then(|| self.ledger.next_deadline())
+        let polled = self.firewall.has_polled_limits().then(|| self.counted_at + LIMIT_PERIOD);
+        let stored = self.settings.firewall.then(|| self.ledger.next_deadline());
+        polled.into_iter().chain(stored).min()
     }
 
     /// Reads the counters; an error is logged.
@@ -104,6 +108,10 @@ impl Domain {
         }
         self.firewall.read_counters()?;
         self.note_traffic(now);
+        let stopped = self.firewall.stop_and_release()?;
+        if stopped > 0 {
+            warn!("traffic limits reached count={stopped}");
+        }
         Ok(())
     }
 

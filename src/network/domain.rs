@@ -13,6 +13,7 @@ use mio::Registry;
 use nix::errno::Errno;
 
 use super::accounting::LocalNetworks;
+use super::attach::Inside;
 use super::caps::NetCaps;
 use super::channel::Channel;
 use super::dns::Dns;
@@ -87,6 +88,11 @@ pub(super) struct Domain {
     /// Cut off links that the kernel is about to delete.
     fading: Vec<(Index, Duration)>,
     pub(super) ending: Ending,
+    /// A namespace for the next instance, and when another one may be made.
+    pub(super) spare: Option<Inside>,
+    pub(super) spare_after: Duration,
+    /// Addresses that were given up, of which the kernel still has connections.
+    pub(super) stale_flows: Vec<Ipv4Addr>,
 }
 
 /// A network of this node.
@@ -96,6 +102,8 @@ pub(super) struct Bridged {
     pub(super) role: Role,
     /// `None`: it could not be set up yet and is tried again.
     pub(super) standing: Option<Standing>,
+    /// It could not be set up, which core was told or will be.
+    pub(super) failed: bool,
     /// Not before then without being asked: a failed attempt is announced by the kernel, too.
     pub(super) retry_at: Duration,
     pub(super) pause: Duration,
@@ -104,7 +112,7 @@ pub(super) struct Bridged {
 impl Bridged {
     pub(super) fn new(wanted: Wanted, role: Role) -> Self {
         let (retry_at, pause) = (Duration::ZERO, Duration::ZERO);
-        Self { wanted, role, standing: None, retry_at, pause }
+        Self { wanted, role, standing: None, failed: false, retry_at, pause }
     }
 
     /// It failed once more.
@@ -177,14 +185,16 @@ impl Domain {
         let policy = Policy {
             open_inbound: settings.open_inbound,
             police: false,
+            polled: false,
             local: LocalNetworks::new(&settings.local_networks),
         };
+        let firewall = Firewall::open(settings.firewall, policy)?;
         Ok(Self {
             host,
             links: Channel::open(Family::Route)?,
-            notices: Notices::open(&registry, settings.firewall)?,
+            notices: Notices::open(&registry, firewall.own_port())?,
             dns: Dns::new(registry, settings.dns_responder),
-            firewall: Firewall::open(settings.firewall, policy)?,
+            firewall,
             ledger: Ledger::new(settings.traffic_period, settings.traffic_store_period),
             counted_at: Duration::ZERO,
             reset_due: false,
@@ -207,6 +217,9 @@ impl Domain {
             next_index: FIRST_INDEX,
             fading: Vec::new(),
             ending: Ending::default(),
+            spare: None,
+            spare_after: Duration::ZERO,
+            stale_flows: Vec::new(),
         })
     }
 
@@ -218,6 +231,9 @@ impl Domain {
         if !self.caps.tbf {
             // Before the rules are installed, so that those of instances that run stay.
             self.police_speed();
+        }
+        if !self.caps.quota {
+            self.poll_limits();
         }
         if let Err(err) = netns::prepare() {
             error!("cannot prepare {} err={err}", netns::DIR);
@@ -358,7 +374,7 @@ impl Domain {
         let draining = draining.chain(doubtful.map(|network| network.retry_at));
         let dns = self.dns.next_deadline();
         let traffic = self.traffic_deadline().into_iter().chain(self.notices.next_deadline());
-        let ending = self.ending.deadline();
+        let ending = self.ending.deadline().into_iter().chain(self.spare_deadline());
         self.fading
             .iter()
             .map(|(_, at)| *at)
@@ -376,6 +392,8 @@ impl Domain {
             return;
         }
         self.dns.tick(now);
+        // First: whoever makes a namespace waits while the kernel takes others apart.
+        self.make_spare(now);
         self.ending.tick(now);
         self.restore_rules(now);
         self.raise_doubtful(now);

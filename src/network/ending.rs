@@ -43,9 +43,14 @@ impl Ending {
         }
     }
 
+    /// When it is quiet, if nobody comes or goes until then.
+    pub(super) fn quiet_at(&self) -> Duration {
+        self.busy_at + QUIET
+    }
+
     /// When `tick` has something to do.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        let at = (self.busy_at + QUIET).min(self.since + LONGEST);
+        let at = self.quiet_at().min(self.since + LONGEST);
         (!self.kept.is_empty()).then_some(at)
     }
 

@@ -12,15 +12,15 @@ use std::net::Ipv4Addr;
 use log::{debug, warn};
 use nix::errno::Errno;
 
-use super::accounting::{self, Gauge, Limits, Meter};
+use super::accounting::{self, Gauge, Meter, Stop};
 use super::channel::{Channel, RETRY_PAUSES};
 use super::conntrack;
 use super::domain::chain;
 use super::error::{Error, Refusal};
+use super::found::{self, left_entries, left_meters, list};
 use super::listing::{self, Afterwards, Count};
 use super::nft::{self, object};
-use super::rules::{self, BASE_CHAINS, Entry, Key, PREFIX, Policy, SUCCESSOR_PREFIX, Set, TABLE};
-use super::shaping;
+use super::rules::{self, BASE_CHAINS, Entry, Key, Policy, Set, TABLE};
 use super::wire::Messages;
 use crate::model::id::InstanceId;
 use crate::model::traffic::{Traffic, Volume};
@@ -29,12 +29,12 @@ use crate::sys::netlink::Family;
 
 /// Keys of one message: 256 keys of 32 bytes stay below the 64 KiB of an attribute.
 const KEYS_PER_MESSAGE: usize = 256;
-/// How often a list is read that shows something new each time.
-const MAX_LISTS: u32 = 8;
-/// Types of our objects.
-const OBJECTS: [u32; 3] = [object::COUNTER, object::QUOTA, object::LIMIT];
+/// How often the rules are made anew while others change theirs.
+const MAX_REBUILDS: u32 = 8;
 /// Tables of the older packet filter, which nf_tables does not list.
 const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+/// Name of a table that exists within one batch only.
+const PROBE: &str = "aos-probe";
 /// What a kernel without it lacks.
 const FEATURE: &str = "nf_tables with nat, masquerade and conntrack";
 
@@ -50,6 +50,8 @@ pub(super) struct Firewall {
     installed: bool,
     entries: BTreeSet<Entry>,
     meters: BTreeMap<InstanceId, Meter>,
+    /// Who is stopped, where that is not for the kernel to notice.
+    stopped: BTreeSet<Stop>,
     /// Number of the last change of nf_tables, if it was ours and nobody else's came between.
     settled: Option<u32>,
     /// What the node has counted, when it was looked at last.
@@ -63,23 +65,8 @@ pub(super) struct Share {
     pub(super) meters: Vec<(InstanceId, Meter)>,
 }
 
-/// What of ours stands in the kernel.
-#[derive(Debug, Default)]
-struct Found {
-    /// Base chains that exist, ours or the OS's.
-    base: Vec<String>,
-    /// Rules to delete one by one: chain and handle.
-    rules: Vec<(String, u64)>,
-    chains: Vec<String>,
-    /// Tables of the successor generation.
-    tables: Vec<String>,
-    sets: Vec<String>,
-    /// Type and name.
-    objects: Vec<(u32, String)>,
-}
-
 /// The kernel has no netlink of this family.
-pub(super) fn lacks_protocol(error: &io::Error) -> bool {
+fn lacks_protocol(error: &io::Error) -> bool {
     is_errno(error, Errno::EPROTONOSUPPORT)
 }
 
@@ -93,8 +80,9 @@ impl Firewall {
             Some(Err(error)) => return Err(error),
         };
         let (entries, meters) = (BTreeSet::new(), BTreeMap::new());
-        let (settled, node) = (None, Volume::default());
-        Ok(Self { channel, missing, policy, installed: false, entries, meters, settled, node })
+        let (settled, node, stopped) = (None, Volume::default(), BTreeSet::new());
+        let installed = false;
+        Ok(Self { channel, missing, policy, installed, entries, meters, stopped, settled, node })
     }
 
     fn check_missing(&self) -> Result<(), Error> {
@@ -123,21 +111,34 @@ impl Firewall {
         self.channel.as_ref().map(Channel::port)
     }
 
-    /// Makes everything anew in one transaction. Counters go on with what they have counted.
+    /// Makes everything anew in one transaction. Counters go on with what they have counted. If
+    /// somebody changes something between the look at what stands and the commit, such as the boot
+    /// scripts of the OS, that begins again.
     pub(super) fn rebuild(&mut self) -> Result<(), Error> {
+        for _ in 0..MAX_REBUILDS {
+            let before = self.channel.as_mut().and_then(generation);
+            match self.rebuild_after(before) {
+                Err(Error::Kernel(refusal)) if refusal.errno == Errno::ERESTART => {}
+                other => return other,
+            }
+        }
+        self.rebuild_after(None)
+    }
+
+    /// `before`: number of the last change; `None` = whatever was changed.
+    fn rebuild_after(&mut self, before: Option<u32>) -> Result<(), Error> {
         self.check_missing()?;
         let Some(channel) = &mut self.channel else { return Ok(()) };
         (self.installed, self.settled) = (false, None);
-        let before = generation(channel);
-        let found = survey(channel).map_err(|error| error.lacking(FEATURE))?;
+        let found = found::survey(channel).map_err(|error| error.lacking(FEATURE))?;
         // As late as possible: what passes between here and the commit is not counted.
         if let Err(err) = self.read_counters() {
             warn!("counters begin with values of some time ago err={}", chain(&err));
         }
         let Some(channel) = &mut self.channel else { return Ok(()) };
-        let mut batch = nft::begin();
+        let mut batch = before.map_or_else(nft::begin, nft::begin_after);
         nft::new_table(&mut batch, TABLE);
-        remove_found(&mut batch, &found);
+        found::remove_found(&mut batch, &found);
         let missing: Vec<&str> = BASE_CHAINS
             .iter()
             .map(|(name, _)| *name)
@@ -145,10 +146,12 @@ impl Firewall {
             .collect();
         rules::install(&mut batch, &missing, &self.policy, self.node);
         add_entries(&mut batch, self.entries.iter());
-        accounting::add(&mut batch, self.meters.iter());
+        accounting::add(&mut batch, self.policy.polled, self.meters.iter());
+        let stopped = stops(&self.policy, self.meters.values());
+        accounting::change_stops(&mut batch, &BTreeSet::new(), &stopped);
         nft::end(&mut batch);
         commit(channel, &mut batch).map_err(|error| lacking_parts(error.lacking(FEATURE)))?;
-        self.installed = true;
+        (self.installed, self.stopped) = (true, stopped);
         let after = generation(channel);
         self.settled = after.filter(|after| before.map(|b| b.wrapping_add(1)) == Some(*after));
         Ok(())
@@ -164,6 +167,51 @@ impl Firewall {
     pub(super) fn police(&mut self) -> Result<(), Error> {
         let new = !std::mem::replace(&mut self.policy.police, true);
         if new && self.installed { self.rebuild() } else { Ok(()) }
+    }
+
+    /// The kernel compares volumes with limits by itself.
+    pub(super) fn has_quotas(&mut self) -> bool {
+        let Some(channel) = &mut self.channel else { return true };
+        let mut batch = nft::begin();
+        nft::new_table(&mut batch, PROBE);
+        nft::new_quota(&mut batch, PROBE, PROBE, 1, 0);
+        nft::delete_object(&mut batch, PROBE, object::QUOTA, PROBE);
+        nft::delete_table(&mut batch, PROBE);
+        nft::end(&mut batch);
+        let lacks = |refusal: &Refusal| {
+            refusal.operation == nft::NEW_QUOTA
+                && (refusal.errno == Errno::ENOENT || refusal.is_unsupported())
+        };
+        !matches!(commit(channel, &mut batch), Err(Error::Kernel(refusal)) if lacks(&refusal))
+    }
+
+    /// Before `start`: volumes are compared with limits in `stop_and_release` alone.
+    pub(super) fn poll_limits(&mut self) {
+        self.policy.polled = true;
+    }
+
+    /// Somebody must look at volumes from time to time.
+    pub(super) fn has_polled_limits(&self) -> bool {
+        let limited =
+            |meter: &Meter| meter.has(Gauge::DownloadLimit) || meter.has(Gauge::UploadLimit);
+        self.policy.polled && self.meters.values().any(limited)
+    }
+
+    /// After the counters were read: stops who has used up his volume, and releases who may go on.
+    /// Returns how many are stopped that were not.
+    pub(super) fn stop_and_release(&mut self) -> Result<usize, Error> {
+        let stopped = stops(&self.policy, self.meters.values());
+        let Some(channel) = self.channel.as_mut().filter(|_| self.installed) else { return Ok(0) };
+        if stopped == self.stopped {
+            return Ok(0);
+        }
+        let mut batch = nft::begin();
+        accounting::change_stops(&mut batch, &self.stopped, &stopped);
+        nft::end(&mut batch);
+        commit(channel, &mut batch)?;
+        let new = stopped.difference(&self.stopped).count();
+        self.stopped = stopped;
+        Ok(new)
     }
 
     /// Gives an instance another share of the rules in one transaction; counters go on.
@@ -241,12 +289,12 @@ impl Firewall {
         Ok(())
     }
 
-    /// Lets nothing of the connections of an address reach its next owner. `false`: the kernel takes
-    /// no filter, and should be asked `without_filter`.
-    pub(super) fn forget_flows(&mut self, address: Ipv4Addr) -> bool {
+    /// Lets nothing of the connections of these addresses reach their next owners. `false`: the
+    /// kernel takes no filter, and should be asked `without_filter`.
+    pub(super) fn forget_flows(&mut self, addresses: &[Ipv4Addr]) -> bool {
         let Some(channel) = &mut self.channel else { return true };
         let mut messages = Messages::new();
-        conntrack::forget(&mut messages, address);
+        addresses.iter().for_each(|address| conntrack::forget(&mut messages, *address));
         match channel.execute(&mut messages) {
             Err(Error::Kernel(refusal)) if refusal.errno == Errno::EINVAL => return false,
             Err(err) => debug!("old connections are not forgotten err={}", chain(&err)),
@@ -256,11 +304,11 @@ impl Firewall {
     }
 
     /// The same on a kernel that takes no filter.
-    pub(super) fn forget_flows_without_filter(&mut self, address: Ipv4Addr) {
+    pub(super) fn forget_flows_without_filter(&mut self, addresses: &[Ipv4Addr]) {
         let Some(channel) = &mut self.channel else { return };
         let mut request = conntrack::list_flows();
         let flows =
-            match channel.dump(&mut request, |message| conntrack::parse_flow(message, address)) {
+            match channel.dump(&mut request, |message| conntrack::parse_flow(message, addresses)) {
                 Ok(flows) => flows,
                 Err(err) => return debug!("old connections are not listed err={}", chain(&err)),
             };
@@ -331,13 +379,21 @@ impl Firewall {
         if new.is_empty() && old.is_empty() && gone.is_empty() && fresh.is_empty() {
             return Ok(());
         }
+        let polled = self.policy.polled;
+        let is_gone = |id: &InstanceId| gone.iter().any(|(other, _)| *other == id);
+        let staying = self.meters.iter().filter(|(id, _)| !is_gone(id)).map(|(_, meter)| meter);
+        let stopped = stops(&self.policy, staying.chain(fresh.iter().map(|(_, meter)| meter)));
         let mut batch = nft::begin();
         delete_entries(&mut batch, old.into_iter());
-        accounting::remove(&mut batch, gone.into_iter());
+        accounting::remove(&mut batch, polled, gone.into_iter());
         add_entries(&mut batch, new.into_iter());
-        accounting::add(&mut batch, fresh.iter().map(|(id, meter)| (id, meter)));
+        accounting::add(&mut batch, polled, fresh.iter().map(|(id, meter)| (id, meter)));
+        accounting::change_stops(&mut batch, &self.stopped, &stopped);
         nft::end(&mut batch);
         let result = commit(channel, &mut batch);
+        if result.is_ok() {
+            self.stopped = stopped;
+        }
         self.settle(added, removed, result)
     }
 
@@ -392,6 +448,11 @@ impl Firewall {
     }
 }
 
+/// Who is to be stopped; nobody where the kernel notices by itself.
+fn stops<'a>(policy: &Policy, meters: impl Iterator<Item = &'a Meter>) -> BTreeSet<Stop> {
+    if policy.polled { accounting::stops(meters) } else { BTreeSet::new() }
+}
+
 /// Number of the last change; an unknown one is none.
 fn generation(channel: &mut Channel) -> Option<u32> {
     let answers = channel.collect(&mut listing::get_generation(), listing::parse_generation);
@@ -420,145 +481,6 @@ fn lacking_parts(error: Error) -> Error {
     }
 }
 
-/// The entries of our sets in the kernel. A list of a set that the kernel enlarges at that moment
-/// lacks some without any sign of it, so lists are read until they hold nothing new.
-fn left_entries(channel: &mut Channel) -> Result<BTreeSet<Entry>, Error> {
-    let mut entries = BTreeSet::new();
-    for (name, key_bytes) in list(channel, &mut listing::list_sets(TABLE), listing::parse_set)? {
-        let known = Set::ALL.into_iter().find(|set| set.name() == name);
-        let Some(set) = known.filter(|set| set.key().1 == key_bytes) else { continue };
-        let mut request = listing::list_elements(TABLE, set.name());
-        for _ in 0..MAX_LISTS {
-            let before = entries.len();
-            for found in list(channel, &mut request, listing::parse_elements)?.iter().flatten() {
-                entries.extend(Key::from_slice(&found.key).ok().map(|key| (set, key)));
-            }
-            if entries.len() == before {
-                break;
-            }
-        }
-    }
-    Ok(entries)
-}
-
-/// The counters and limits of instances in the kernel.
-fn left_meters(channel: &mut Channel) -> Result<BTreeMap<InstanceId, Meter>, Error> {
-    let mut counts: BTreeMap<String, Count> = BTreeMap::new();
-    for kind in OBJECTS {
-        let mut request = listing::list_objects(TABLE, kind, Afterwards::Keep);
-        counts.extend(list(channel, &mut request, listing::parse_object)?);
-    }
-    let mut meters: BTreeMap<InstanceId, Meter> = BTreeMap::new();
-    for gauge in Gauge::ALL {
-        let mut request = listing::list_elements(TABLE, gauge.map());
-        for element in list(channel, &mut request, listing::parse_elements)?.iter().flatten() {
-            let Ok(address) = <[u8; 4]>::try_from(element.key.as_slice()) else { continue };
-            let Some(id) = gauge.owner(&element.object) else { continue };
-            let (limits, volume) = (Limits::default(), Volume::default());
-            let meter =
-                meters.entry(id).or_insert(Meter { address: address.into(), limits, volume });
-            match (gauge, counts.get(&element.object)) {
-                (Gauge::Download, Some(Count::Counter { bytes })) => {
-                    meter.volume.download_bytes = *bytes;
-                }
-                (Gauge::Upload, Some(Count::Counter { bytes })) => {
-                    meter.volume.upload_bytes = *bytes;
-                }
-                (Gauge::DownloadLimit, Some(Count::Quota { limit, .. })) => {
-                    meter.limits.download_bytes = Some(*limit);
-                }
-                (Gauge::UploadLimit, Some(Count::Quota { limit, .. })) => {
-                    meter.limits.upload_bytes = Some(*limit);
-                }
-                (Gauge::DownloadSpeed, Some(Count::Speed { rate })) => {
-                    meter.limits.download_kbit = Some(shaping::kbit(*rate));
-                }
-                (Gauge::UploadSpeed, Some(Count::Speed { rate })) => {
-                    meter.limits.upload_kbit = Some(shaping::kbit(*rate));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(meters)
-}
-
-/// A dump in which a missing table counts as empty.
-fn list<T>(
-    channel: &mut Channel,
-    request: &mut Messages,
-    parse: impl FnMut(&super::wire::Message<'_>) -> Option<T>,
-) -> Result<Vec<T>, Error> {
-    match channel.dump(request, parse) {
-        Err(Error::Kernel(refusal)) if refusal.errno == Errno::ENOENT => Ok(Vec::new()),
-        other => other,
-    }
-}
-
-fn survey(channel: &mut Channel) -> Result<Found, Error> {
-    let mut found = Found::default();
-    for chain in list(channel, &mut listing::list_chains(), listing::parse_chain)? {
-        if chain.inet && chain.table == rules::SUCCESSOR_TABLE {
-            if !found.tables.contains(&chain.table) {
-                found.tables.push(chain.table);
-            }
-        } else if chain.table != TABLE || !chain.inet {
-            if chain.hook == Some(nft::HOOK_FORWARD) && chain.drops {
-                warn!(
-                    "a foreign chain drops forwarded packets table={} chain={}",
-                    chain.table, chain.name
-                );
-            }
-        } else if is_ours(&chain.name) {
-            found.chains.push(chain.name);
-        } else if chain.hook.is_some() {
-            found.base.push(chain.name);
-        }
-    }
-    for rule in list(channel, &mut listing::list_rules(TABLE), listing::parse_rule)? {
-        let foreign_chain = !is_ours(&rule.chain);
-        let ours = rule.comment == rules::COMMENT || is_ours(&rule.target) || rule.is_successor;
-        if foreign_chain && ours {
-            found.rules.push((rule.chain, rule.handle));
-        }
-    }
-    let sets = list(channel, &mut listing::list_sets(TABLE), listing::parse_set)?;
-    found.sets = sets.into_iter().map(|(name, _)| name).filter(|n| n.starts_with(PREFIX)).collect();
-    for kind in OBJECTS {
-        let mut request = listing::list_objects(TABLE, kind, Afterwards::Keep);
-        let objects = list(channel, &mut request, listing::parse_object)?;
-        let ours = objects.into_iter().filter(|(name, _)| accounting::is_ours(kind, name));
-        found.objects.extend(ours.map(|(name, _)| (kind, name)));
-    }
-    Ok(found)
-}
-
-fn is_ours(chain: &str) -> bool {
-    chain.starts_with(PREFIX) || chain.starts_with(SUCCESSOR_PREFIX)
-}
-
-/// References first: rules, then the chains and sets that they used.
-fn remove_found(batch: &mut Messages, found: &Found) {
-    for (chain, handle) in &found.rules {
-        nft::delete_rule(batch, TABLE, chain, Some(*handle));
-    }
-    for chain in &found.chains {
-        nft::delete_rule(batch, TABLE, chain, None);
-    }
-    for chain in &found.chains {
-        nft::delete_chain(batch, TABLE, chain);
-    }
-    for set in &found.sets {
-        nft::delete_set(batch, TABLE, set);
-    }
-    for (kind, name) in &found.objects {
-        nft::delete_object(batch, TABLE, *kind, name);
-    }
-    for table in &found.tables {
-        nft::delete_table(batch, table);
-    }
-}
-
 fn add_entries<'a>(batch: &mut Messages, entries: impl Iterator<Item = &'a Entry>) {
     for_each_set(entries, |set, keys| {
         nft::new_elements(batch, TABLE, set.name(), keys.iter().map(|key| key.as_slice()));
@@ -583,5 +505,39 @@ fn for_each_set<'a>(
             let keys: Vec<&Key> = portion.iter().map(|(_, key)| key).collect();
             act(portion[0].0, &keys);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::accounting::LocalNetworks;
+    use super::*;
+    use crate::sys::mount::isolate;
+    use crate::sys::thread::spawn_sized;
+
+    /// Otherwise the policy that the OS has just given a chain would be replaced by ours.
+    #[test]
+    fn what_others_change_meanwhile_is_looked_at_again() {
+        let thread = spawn_sized("firewall-test", 512 * 1024, || {
+            if isolate().is_err() {
+                println!("SKIP what_others_change_meanwhile: needs CAP_NET_ADMIN");
+                return;
+            }
+            let local = LocalNetworks::new(&[]);
+            let policy = Policy { open_inbound: false, police: false, polled: false, local };
+            let mut firewall = Firewall::open(true, policy).unwrap();
+            if let Err(err) = firewall.start(Volume::default()) {
+                println!("SKIP what_others_change_meanwhile: {err}");
+                return;
+            }
+            let seen = firewall.channel.as_mut().and_then(generation).unwrap();
+            assert!(firewall.is_settled());
+            firewall.rebuild_after(Some(seen)).unwrap();
+            let refused = firewall.rebuild_after(Some(seen)).unwrap_err();
+            assert!(matches!(&refused, Error::Kernel(r) if r.errno == Errno::ERESTART));
+            firewall.rebuild().unwrap();
+            assert!(firewall.is_settled());
+        });
+        thread.unwrap().join().unwrap();
     }
 }

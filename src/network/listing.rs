@@ -2,9 +2,10 @@
 //! the answers. Answers are not trusted: what does not fit is left out.
 
 use super::channel;
+use super::expressions::CMP_DIFFERENT;
 use super::nft::{
-    CMP_DIFFERENT, DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, FAMILY_INET,
-    FAMILY_UNSPEC, POLICY_DROP, SUBSYSTEM, add, chain, element, message, object, rule, set,
+    DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, FAMILY_INET, FAMILY_UNSPEC,
+    POLICY_DROP, SUBSYSTEM, add, chain, element, message, object, rule, set,
 };
 use super::wire::{Message, Messages, attributes, find, text};
 
@@ -304,7 +305,7 @@ mod tests {
         ) {
             for number in [number, message::NEWCHAIN, message::NEWRULE, message::NEWSET, message::NEWSETELEM, message::NEWOBJ] {
                 let kind = SUBSYSTEM << 8 | number;
-                let message = Message { kind, flags: 0, sequence: 0, port: 0, body: &bytes };
+                let message = Message { kind, flags: 0, sequence: 0, body: &bytes };
                 let _ = (parse_chain(&message), parse_rule(&message));
                 let _ = (parse_set(&message), parse_elements(&message));
                 let _ = (parse_object(&message), parse_notice(&message));

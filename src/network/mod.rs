@@ -9,8 +9,8 @@
 //!
 //! Reading order: `settings`, `caps` (what the kernel can do), `plan` (checks), `domain` (state), `bridge` (networks), `attach`
 //! (instances) with `limits` and `files`, `counting` with `traffic` (volumes), `notices` (what others do), `names`, `dns` with
-//! `packet`, `firewall` with `rules`, `accounting` and `conntrack`, `shaping`, then the encodings
-//! `rtnl`, `nft`, `listing`, `wire` and the socket `channel`. Not here: the decision what is attached
+//! `packet`, `firewall` with `rules`, `accounting`, `found` and `conntrack`, `shaping`, then the encodings
+//! `rtnl`, `nft` with `expressions`, `listing`, `filter`, `wire` and the socket `channel`. Not here: the decision what is attached
 //! when (core, exec jobs).
 
 mod accounting;
@@ -24,8 +24,11 @@ mod dns;
 mod domain;
 mod ending;
 mod error;
+mod expressions;
 mod files;
+mod filter;
 mod firewall;
+mod found;
 mod limits;
 mod listing;
 mod names;
@@ -320,7 +323,10 @@ impl NetThread {
             // One request, then the sockets: name queries do not starve behind a queue.
             match self.next_request() {
                 Ok(NetRequest::Stop) | Err(TryRecvError::Disconnected) => break,
-                Ok(request) => self.serve(request, &events),
+                Ok(request) => {
+                    self.serve(request, &events);
+                    self.domain.forget_flows();
+                }
                 Err(TryRecvError::Empty) => {}
             }
             let now = sys::time::monotonic();

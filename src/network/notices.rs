@@ -2,13 +2,14 @@
 //! bridge was deleted is made again, a VLAN comes as soon as it can, rules that were flushed come
 //! back at once, and core hears of a limit that was reached.
 //!
-//! Runs on the net thread, from its poll. Our own changes are announced, too, and are skipped. If
-//! the kernel had to drop announcements, everything is compared anew.
+//! Runs on the net thread, from its poll. Our own changes are announced, too; the kernel leaves most
+//! of that out (`filter`). If the kernel had to drop announcements, everything is compared anew.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use libc::sock_filter;
 use log::{debug, error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -17,7 +18,7 @@ use nix::errno::Errno;
 use super::accounting::Gauge;
 use super::domain::{Bridged, Domain, chain};
 use super::error::Error;
-use super::firewall::lacks_protocol;
+use super::filter;
 use super::listing::{self, Count};
 use super::rtnl::{self, INSTANCE_INTERFACE, Index, Link};
 use super::rules::TABLE;
@@ -48,22 +49,23 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    /// Begins to listen.
-    pub(super) fn open(registry: &Registry, firewall: bool) -> Result<Self, Error> {
+    /// Begins to listen. `firewall`: port number of the socket that changes our rules, if there are
+    /// any.
+    pub(super) fn open(registry: &Registry, firewall: Option<u32>) -> Result<Self, Error> {
         let failed = |source| Error::Socket { operation: "listen to announcements", source };
-        let listen = |family, groups: &[u32], token| {
+        let listen = |family, groups: &[u32], filter: &[sock_filter], token| {
             let socket = Netlink::for_notices(family, groups)?;
+            socket.filter(filter)?;
             registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)?;
             Ok(socket)
         };
-        let links = listen(Family::Route, &rtnl::NOTICE_GROUPS, LINKS).map_err(failed)?;
-        let rules = match firewall.then(|| listen(Family::Netfilter, &RULE_GROUPS, RULES)) {
-            None => None,
-            Some(Ok(socket)) => Some(socket),
-            // What needs rules says so when it is asked for.
-            Some(Err(error)) if lacks_protocol(&error) => None,
-            Some(Err(error)) => return Err(failed(error)),
-        };
+        let filter = rtnl::notice_filter();
+        let links = listen(Family::Route, &rtnl::NOTICE_GROUPS, filter.as_ref(), LINKS);
+        let links = links.map_err(failed)?;
+        let rules = firewall.map(|own| {
+            listen(Family::Netfilter, &RULE_GROUPS, &filter::without_sender(own), RULES)
+        });
+        let rules = rules.transpose().map_err(failed)?;
         Ok(Self { links, rules, rules_changed: false, rebuild_after: Duration::ZERO })
     }
 
@@ -102,13 +104,8 @@ fn hear<T>(
 impl Domain {
     /// The socket for rules is readable.
     pub(super) fn hear_rules(&mut self, now: Duration) {
-        let (Some(socket), Some(own)) = (&self.notices.rules, self.firewall.own_port()) else {
-            return;
-        };
-        let foreign = |message: &wire::Message<'_>| {
-            (message.port != own).then(|| listing::parse_notice(message)).flatten()
-        };
-        let heard = match hear(socket, foreign) {
+        let Some(socket) = &self.notices.rules else { return };
+        let heard = match hear(socket, listing::parse_notice) {
             Ok(heard) => heard,
             Err(err) => return error!("cannot hear of firewall changes err={err}"),
         };

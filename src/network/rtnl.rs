@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::channel::{self, Channel};
 use super::error::Error;
+use super::filter;
 use super::naming::LinkName;
 use super::wire::{self, Message, Messages, Payload};
 
@@ -215,11 +216,10 @@ pub(super) fn enslave(messages: &mut Messages, index: Index, bridge: Index) {
     });
 }
 
-/// Cuts a link off at once: down and out of its bridge.
-pub(super) fn cut_off(messages: &mut Messages, index: Index) {
+/// Cuts a link off at once. It stays a port of its bridge, which costs less than leaving.
+pub(super) fn set_down(messages: &mut Messages, index: Index) {
     messages.add("cut off link", RTM_SETLINK, channel::REQUEST, |p| {
         link_header(p, AF_UNSPEC, index, 0, IFF_UP);
-        p.u32(IFLA_MASTER, 0);
     });
 }
 
@@ -246,6 +246,15 @@ pub(super) fn settle_carrier(messages: &mut Messages, index: Index) {
     messages.add("settle carrier", RTM_GETLINK, channel::REQUEST, |p| {
         link_header(p, AF_UNSPEC, index, 0, 0);
         p.u32(IFLA_EXT_MASK, SKIP_STATISTICS);
+    });
+}
+
+/// Makes a link one of nobody in particular.
+#[cfg(test)]
+pub(super) fn leave_group(messages: &mut Messages, index: Index) {
+    messages.add("leave group", RTM_SETLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, 0);
+        p.u32(IFLA_GROUP, 0);
     });
 }
 
@@ -442,6 +451,12 @@ pub(super) fn parse_route(message: &Message<'_>) -> Option<Route> {
 /// Groups of the kernel for links and IPv4 routes.
 pub(super) const NOTICE_GROUPS: [u32; 2] = [1, 7];
 
+/// Lets everything in but changes of our own links, of which each attach makes two dozen, and what
+/// bridges say about their ports. That a link of ours is gone does come in.
+pub(super) fn notice_filter() -> impl AsRef<[libc::sock_filter]> {
+    filter::without_links(AF_BRIDGE, RTM_NEWLINK, (IFLA_GROUP, LINK_GROUP))
+}
+
 /// What happened to a link or a route, as the kernel announces it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Notice {
@@ -514,7 +529,7 @@ mod tests {
         let vlan = NewVlan { index: 7, name: &name, parent: 2, bridge: 5, vlan_id: 300 };
         let bytes = body(|messages| new_vlan(messages, &vlan));
         let kind = RTM_NEWLINK;
-        let message = Message { kind, flags: 0, sequence: 0, port: 0, body: &bytes };
+        let message = Message { kind, flags: 0, sequence: 0, body: &bytes };
         let link = parse_link(&message).unwrap();
         let seen = (link.index, link.kind.as_str(), link.parent, link.master, link.vlan_id);
         assert_eq!(seen, (7, "vlan", 2, 5, 300));
@@ -538,7 +553,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             for kind in [kind, RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWROUTE] {
-                let message = Message { kind, flags: 0, sequence: 0, port: 0, body: &bytes };
+                let message = Message { kind, flags: 0, sequence: 0, body: &bytes };
                 let _ = (parse_link(&message), parse_address(&message), parse_route(&message));
                 let _ = parse_notice(&message);
             }

@@ -1,8 +1,9 @@
 //! Pure: our rules and sets. The rules are installed once; an instance only adds keys to sets, so
 //! that verdicts do not depend on the order of instances and cost the same for one or a thousand.
 //!
-//! Reading of the chain `aos_fwd`, through which everything from or to our bridges goes: frames
-//! within one bridge (seen with br_netfilter only) pass; replies pass; garbage is dropped; what
+//! Reading of the chain `aos_fwd`, through which everything from or to our bridges goes: what belongs
+//! to a connection passes; frames within one bridge (seen with br_netfilter only) pass; garbage is
+//! dropped; what
 //! comes from a bridge must carry the address of an instance on that bridge; connections that the
 //! CM allows pass; any other traffic between networks is dropped; instances reach the outside; the
 //! outside reaches exposed ports; the rest is dropped.
@@ -10,8 +11,9 @@
 use std::net::Ipv4Addr;
 
 use super::accounting::{self, LocalNetworks};
+use super::expressions::{self, Program};
 use super::naming::{LINK_NAME_BYTES, LinkName};
-use super::nft::{self, Content, Hook, NewSet, Place, Program};
+use super::nft::{self, Content, Hook, NewSet, Place};
 use super::plan::{Attachment, Endpoint};
 use super::wire::Messages;
 use crate::model::traffic::Volume;
@@ -150,6 +152,8 @@ pub(super) struct Policy {
     pub(super) open_inbound: bool,
     /// Speed is limited by dropping packets, because the kernel cannot delay them.
     pub(super) police: bool,
+    /// Volume is looked at from time to time, because the kernel cannot compare it with a limit.
+    pub(super) polled: bool,
     pub(super) local: LocalNetworks,
 }
 
@@ -179,9 +183,9 @@ pub(super) fn install(batch: &mut Messages, missing: &[&str], policy: &Policy, n
 }
 
 fn filter_rules(batch: &mut Messages, open_inbound: bool) {
+    append_rule(batch, FILTER, |p| p.state(expressions::STATE_REPLY).accept());
     append_rule(batch, FILTER, |p| p.both_interfaces().in_set(Set::Intra.name()).accept());
-    append_rule(batch, FILTER, |p| p.state(nft::STATE_REPLY).accept());
-    append_rule(batch, FILTER, |p| p.state(nft::STATE_INVALID).go_to(DENY));
+    append_rule(batch, FILTER, |p| p.state(expressions::STATE_INVALID).go_to(DENY));
     append_rule(batch, FILTER, |p| {
         p.in_interface().in_set(Set::Bridges.name()).ipv4();
         p.source_and_in_interface().not_in_set(Set::Sources.name()).go_to(DENY);

@@ -174,8 +174,6 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
-    /// Port number of the socket that caused it; 0 = the kernel.
-    pub(super) port: u32,
     pub(super) body: &'a [u8],
 }
 
@@ -190,7 +188,6 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: read_u16(bytes, 4)?,
             flags: read_u16(bytes, 6)?,
             sequence: read_u32(bytes, 8)?,
-            port: read_u32(bytes, 12)?,
             body: &bytes[MESSAGE_HEADER..length],
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

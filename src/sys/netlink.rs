@@ -82,6 +82,27 @@ impl Netlink {
         Ok(netlink)
     }
 
+    /// Lets in only what the program (classic BPF) lets pass, on the way into the buffer.
+    pub fn filter(&self, program: &[libc::sock_filter]) -> io::Result<()> {
+        let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let len = u16::try_from(program.len()).map_err(too_long)?;
+        // The kernel only reads it.
+        let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+        let length = libc::socklen_t::try_from(size_of_val(&program)).map_err(too_long)?;
+        // SAFETY: `program` is a live `sock_fprog` of `length` bytes whose pointer and count are
+        // those of a live slice; the kernel copies both and keeps neither.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                length,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     fn connect(family: Family, groups: Groups) -> io::Result<Self> {
         let family = match family {
             Family::Route => NlFamily::Route,

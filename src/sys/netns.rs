@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -38,30 +38,20 @@ impl HostNs {
         Ok(Self(File::open(OWN)?.into()))
     }
 
+    /// Makes a namespace without a name, runs `inside` in it and returns to the host. The kernel
+    /// destroys it with the last descriptor of it or in it.
+    pub fn unnamed<T>(&self, inside: impl FnOnce() -> io::Result<T>) -> io::Result<(File, T)> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let _return = Return(self);
+        Ok((File::open(OWN)?, inside()?))
+    }
+
     /// Makes a namespace with this name, runs `inside` in it and returns to the host. Nothing is
     /// left when either fails; a name in use is `AlreadyExists`.
     pub fn create<T>(&self, name: &str, inside: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let path = path(name);
-        match new_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                prepare()?;
-                new_file(&path)?;
-            }
-            other => drop(other?),
-        }
-        let result = self.make(&path, inside);
-        if result.is_err() {
-            // Already failing: what matters is the first error, and the sweep finds the rest.
-            let _ = remove(name);
-        }
-        result
-    }
-
-    fn make<T>(&self, path: &Path, inside: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        let _return = Return(self);
-        mount(Some(OWN), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        inside()
+        let (namespace, result) = self.unnamed(inside)?;
+        give_name(name, namespace.as_fd())?;
+        Ok(result)
     }
 
     /// Runs `inside` in the namespace with this name and returns to the host.
@@ -83,6 +73,26 @@ impl Drop for Return<'_> {
             std::process::abort();
         }
     }
+}
+
+/// Gives a namespace a name. Nothing is left when that fails; a name in use is `AlreadyExists`.
+pub fn give_name(name: &str, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let path = path(name);
+    match new_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            prepare()?;
+            new_file(&path)?;
+        }
+        other => drop(other?),
+    }
+    let source = format!("/proc/thread-self/fd/{}", namespace.as_raw_fd());
+    let none = None::<&str>;
+    let mounted = mount(Some(source.as_str()), &path, none, MsFlags::MS_BIND, none);
+    if mounted.is_err() {
+        // Already failing: what matters is the first error, and the sweep finds the rest.
+        let _ = remove(name);
+    }
+    mounted.map_err(io::Error::from)
 }
 
 /// A descriptor that keeps a namespace alive; `None` = there is none of this name.

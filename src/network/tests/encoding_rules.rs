@@ -1,5 +1,6 @@
 //! Rules of each kind and questions about them, byte for byte, as in `encoding`.
 
+use super::super::expressions;
 use super::super::listing::{self, Afterwards};
 use super::super::nft::{self, Place, object};
 use super::super::rules;
@@ -148,7 +149,7 @@ fn rules_of_each_kind() {
             "replies",
             |m| {
                 rules::append_rule(m, "aos_fwd", |p| {
-                    p.state(nft::STATE_REPLY).accept();
+                    p.state(expressions::STATE_REPLY).accept();
                 })
             },
             "ec000000 060a010c 01000000 00000000 01000000 08000100 616f7300 0c000200 616f735f \
@@ -163,7 +164,7 @@ fn rules_of_each_kind() {
             "garbage",
             |m| {
                 rules::append_rule(m, "aos_fwd", |p| {
-                    p.state(nft::STATE_INVALID).go_to("aos_deny");
+                    p.state(expressions::STATE_INVALID).go_to("aos_deny");
                 })
             },
             "fc000000 060a010c 01000000 00000000 01000000 08000100 616f7300 0c000200 616f735f \

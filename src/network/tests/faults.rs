@@ -8,7 +8,9 @@ use nix::mount::{MsFlags, mount};
 use super::super::caps::NetCaps;
 use super::super::rules::Set;
 use super::super::{NetworkSettings, rtnl};
-use super::rig::{Rig, on_a_host, with_caps, with_refusals, with_settings, without_nf_tables};
+use super::rig::{
+    Rig, on_a_host, touch_rules, with_caps, with_refusals, with_settings, without_nf_tables,
+};
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
 use crate::model::store::NetworkLinks;
@@ -127,6 +129,25 @@ fn foreign_links_are_not_touched() {
         let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
         assert_eq!(names, ["br-net1", "br-net2"]);
         assert_eq!(links[0].alias, "somebody else's");
+    });
+}
+
+/// Nobody sends the networks again.
+#[test]
+fn a_network_comes_when_what_was_in_its_way_has_gone() {
+    on_a_host("faults_later", |rig: &mut Rig| {
+        rig.add_bridge(200, "br-net1", "somebody", None);
+        let failed = rig.update(&[NET1]);
+        assert!(failed[0].1.message.contains("exists and is not ours"), "{failed:?}");
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        refused(rig, &plan, "exists and is not ours");
+        assert!(rig.ready().is_empty());
+        rig.delete_link(200);
+        // Core hears of it, and starts the instance again.
+        wait_until("a network that stands", || rig.ready() == [NetworkId::new("net1")]);
+        rig.net.attach(&plan).unwrap();
+        assert!(rig.update(&[NET1]).is_empty());
+        assert_eq!(rig.ready().len(), 1);
     });
 }
 
@@ -265,6 +286,31 @@ fn many_rules_are_made_anew_at_once() {
         // A machine that is busy with other tests may need longer than a caller waits.
         assert!((0..3).any(|_| rig.net.survey().len() == usize::from(instances)));
         wait_until("all rules after a restart", || rig.keys(Set::Exposed) == ports);
+    });
+}
+
+/// The boot scripts of the OS load their rules while ours are made, again and again.
+#[test]
+fn rules_come_about_while_others_change_theirs() {
+    on_a_host("faults_rules_meanwhile", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let plan = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&plan).unwrap();
+        let (stop, stopped) = crossbeam::channel::bounded::<()>(0);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // Ends when the other end is dropped.
+                while stopped.try_recv() == Err(crossbeam::channel::TryRecvError::Empty) {
+                    touch_rules().unwrap();
+                }
+            });
+            for _ in 0..10 {
+                rig.flush_rules();
+                wait_until("rules anew", || rig.keys(Set::Instances) == 1);
+            }
+            drop(stop);
+        });
+        assert!(rig.alerts().is_empty(), "{:?}", rig.alerts());
     });
 }
 

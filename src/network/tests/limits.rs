@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::super::NetworkSettings;
 use super::super::caps::NetCaps;
-use super::rig::{OUTSIDE, PATIENCE, Pair, Rig, on_a_host, with_caps};
+use super::peer::Pair;
+use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_caps};
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::thread::spawn;
 use crate::sys::time::monotonic;

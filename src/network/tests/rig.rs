@@ -2,9 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use super::super::channel::Channel;
 use super::super::rtnl::{self, Link, LinkAddress, NewBridge, NewVeth};
 use super::super::wire::Messages;
 use super::super::{Error, NetHandle, NetThread, NetworkSettings, listing, naming, nft, rules};
+use super::peer::{Pair, Peer};
 use crate::model::desired::{FirewallRule, InstanceNetwork, NetworkParams};
 use crate::model::event::Event;
 use crate::model::failure::Failure;
@@ -39,12 +39,13 @@ use crate::sys::time::monotonic;
 /// For what must happen.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// For what must not happen: a dropped packet gives no sign of its own.
-const SILENCE: Duration = Duration::from_millis(300);
+pub(super) const SILENCE: Duration = Duration::from_millis(300);
 /// Address of the host towards the outside, and of a machine out there.
 pub(super) const UPLINK: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// Interface of the host towards it.
 pub(super) const UPLINK_INDEX: u32 = 100;
+const MACHINE_INDEX: u32 = 99;
 const OUTSIDE_NAME: &str = "outside";
 
 /// One host.
@@ -56,6 +57,8 @@ pub(super) struct Rig {
     rows: RefCell<BTreeMap<Box<str>, TrafficRow>>,
     gone: RefCell<Vec<Box<str>>>,
     alerts: RefCell<Vec<String>>,
+    /// Networks that stand at last.
+    ready: RefCell<Vec<NetworkId>>,
     caps: Option<NetCaps>,
     /// How far the wall clock of the thread is ahead, in milliseconds.
     ahead_ms: Arc<AtomicI64>,
@@ -129,11 +132,16 @@ pub(super) fn without_nf_tables(test: &'static str, body: fn(&mut Rig)) {
 }
 
 fn has_nf_tables() -> bool {
+    touch_rules().is_ok()
+}
+
+/// Somebody makes and removes a table of his own.
+pub(super) fn touch_rules() -> Result<(), Error> {
     let mut batch = nft::begin();
-    nft::new_table(&mut batch, "probe");
-    nft::delete_table(&mut batch, "probe");
+    nft::new_table(&mut batch, "theirs");
+    nft::delete_table(&mut batch, "theirs");
     nft::end(&mut batch);
-    Channel::open(Family::Netfilter).is_ok_and(|mut channel| channel.commit(&mut batch).is_ok())
+    Channel::open(Family::Netfilter)?.commit(&mut batch)
 }
 
 impl Rig {
@@ -155,6 +163,7 @@ impl Rig {
             rows: RefCell::default(),
             gone: RefCell::default(),
             alerts: RefCell::default(),
+            ready: RefCell::default(),
             caps,
             host: HostNs::open().unwrap(),
             net,
@@ -208,6 +217,7 @@ impl Rig {
             Event::Alert(Alert { payload: AlertPayload::Core { message, .. }, .. }) => {
                 self.alerts.borrow_mut().push(message);
             }
+            Event::NetworkReady(id) => self.ready.borrow_mut().push(id),
             other => panic!("{other:?}"),
         }
     }
@@ -254,6 +264,12 @@ impl Rig {
         self.alerts.borrow().clone()
     }
 
+    /// Networks of which core has heard that they stand at last.
+    pub(super) fn ready(&self) -> Vec<NetworkId> {
+        self.take_rows();
+        self.ready.borrow().clone()
+    }
+
     /// Number of the last change of nf_tables.
     pub(super) fn generation(&self) -> u32 {
         let mut channel = Channel::open(Family::Netfilter).unwrap();
@@ -275,7 +291,7 @@ impl Rig {
         let socket = SocketAddr::from((OUTSIDE, port));
         let client =
             self.instance(plan).inside(|| TcpStream::connect_timeout(&socket, SILENCE)).ok()?;
-        Some(Pair(client, listener.accept().unwrap().0))
+        Some(Pair::new(client, listener.accept().unwrap().0))
     }
 
     /// The CM sends a list: id, subnet, address of the node.
@@ -358,6 +374,8 @@ impl Rig {
             peer_namespace: namespace.as_raw_fd(),
         };
         rtnl::new_veth(&mut messages, &veth);
+        // Others announce what happens to their links.
+        rtnl::leave_group(&mut messages, 100);
         let broadcast = Ipv4Addr::new(203, 0, 113, 255);
         let uplink = LinkAddress { index: 100, address: UPLINK, prefix: 24 };
         rtnl::new_address(&mut messages, &uplink, broadcast);
@@ -377,6 +395,30 @@ impl Rig {
         let mut messages = Messages::new();
         rtnl::set_default_route(&mut messages, OUTSIDE, 100);
         host.execute(&mut messages).unwrap();
+    }
+
+    /// A machine behind a port of a bridge, which nobody has configured.
+    pub(super) fn add_machine(&self, name: &str, bridge: u32) -> Peer<'_> {
+        let (namespace, socket) =
+            self.host.unnamed(|| Netlink::for_few_requests(Family::Route)).unwrap();
+        crate::sys::netns::give_name(name, namespace.as_fd()).unwrap();
+        let mut messages = Messages::new();
+        let veth = NewVeth {
+            index: MACHINE_INDEX,
+            name: &naming::LinkName::try_from(name).unwrap(),
+            bridge,
+            mtu: 1500,
+            peer_index: 2,
+            peer_mac: [2, 0, 0, 0, 0, 9],
+            peer_namespace: namespace.as_raw_fd(),
+        };
+        rtnl::new_veth(&mut messages, &veth);
+        rtnl::leave_group(&mut messages, MACHINE_INDEX);
+        Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
+        let mut messages = Messages::new();
+        rtnl::set_up(&mut messages, 2);
+        Channel::new(socket).execute(&mut messages).unwrap();
+        Peer { rig: self, name: Some(name.to_owned()) }
     }
 
     /// The cable is pulled.
@@ -448,7 +490,7 @@ impl Rig {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn take_port(&self) -> u16 {
+    pub(super) fn take_port(&self) -> u16 {
         self.ports.set(self.ports.get() + 1);
         self.ports.get()
     }
@@ -515,155 +557,6 @@ fn start(
     })
     .unwrap();
     (net, events, thread)
-}
-
-/// A place in the network from which connections are made.
-pub(super) struct Peer<'a> {
-    rig: &'a Rig,
-    name: Option<String>,
-}
-
-impl Peer<'_> {
-    fn inside<T>(&self, act: impl FnOnce() -> T) -> T {
-        match &self.name {
-            Some(name) => self.rig.host.enter(name, act).unwrap(),
-            None => act(),
-        }
-    }
-
-    /// Content of a file that differs from namespace to namespace, if there is one.
-    pub(super) fn file(&self, path: &str) -> Option<String> {
-        self.inside(|| std::fs::read_to_string(path)).ok()
-    }
-
-    pub(super) fn writes(&self, path: &str, text: &str) -> io::Result<()> {
-        self.inside(|| crate::sys::fs::write_existing(Path::new(path), text))
-    }
-
-    /// Changes links there.
-    pub(super) fn changes(&self, write: impl FnOnce(&mut Messages)) -> Result<(), Error> {
-        let mut channel = self.inside(|| Channel::open(Family::Route)).unwrap();
-        let mut messages = Messages::new();
-        write(&mut messages);
-        channel.execute(&mut messages)
-    }
-
-    /// Runs a program there.
-    pub(super) fn runs(&self, command: &mut Command) -> std::process::Output {
-        let child = self.inside(|| command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn());
-        child.unwrap().wait_with_output().unwrap()
-    }
-
-    pub(super) fn listen(&self, port: u16) -> TcpListener {
-        self.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap()
-    }
-
-    pub(super) fn udp(&self, address: SocketAddr) -> UdpSocket {
-        self.inside(|| UdpSocket::bind(address)).unwrap()
-    }
-
-    /// Connects to a service that somebody else has just opened at `target`; returns the address
-    /// that it saw.
-    pub(super) fn reaches(&self, target: &Peer<'_>, address: Ipv4Addr) -> io::Result<Ipv4Addr> {
-        self.reaches_port(target, address, self.rig.take_port())
-    }
-
-    pub(super) fn reaches_port(
-        &self,
-        target: &Peer<'_>,
-        address: Ipv4Addr,
-        port: u16,
-    ) -> io::Result<Ipv4Addr> {
-        let listener = target.listen(port);
-        let socket = SocketAddr::from((address, port));
-        self.inside(|| TcpStream::connect_timeout(&socket, PATIENCE))?;
-        match listener.accept()?.1 {
-            SocketAddr::V4(seen) => Ok(*seen.ip()),
-            SocketAddr::V6(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
-        }
-    }
-
-    /// Connects to what somebody listens at.
-    pub(super) fn open(&self, address: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
-        let socket = SocketAddr::from((address, port));
-        self.inside(|| TcpStream::connect_timeout(&socket, PATIENCE))
-    }
-
-    /// No connection comes about.
-    pub(super) fn is_cut_off_from(&self, target: &Peer<'_>, address: Ipv4Addr, port: u16) {
-        let _listener = target.listen(port);
-        let socket = SocketAddr::from((address, port));
-        let connected = self.inside(|| TcpStream::connect_timeout(&socket, SILENCE));
-        assert!(connected.is_err(), "{socket} is reached");
-    }
-
-    pub(super) fn reaches6(&self, target: &Peer<'_>, address: &str) -> bool {
-        self.connects6(target, address, PATIENCE)
-    }
-
-    pub(super) fn is_cut_off_from6(&self, target: &Peer<'_>, address: &str) {
-        assert!(!self.connects6(target, address, SILENCE), "{address} is reached");
-    }
-
-    fn connects6(&self, target: &Peer<'_>, address: &str, limit: Duration) -> bool {
-        let listener = target.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let socket = SocketAddr::from((address.parse::<Ipv6Addr>().unwrap(), port));
-        self.inside(|| TcpStream::connect_timeout(&socket, limit)).is_ok()
-    }
-
-    /// A connection and its other end.
-    pub(super) fn connect(&self, target: &Peer<'_>, address: Ipv4Addr) -> Pair {
-        let port = self.rig.take_port();
-        let listener = target.listen(port);
-        let socket = SocketAddr::from((address, port));
-        let client = self.inside(|| TcpStream::connect_timeout(&socket, PATIENCE)).unwrap();
-        Pair(client, listener.accept().unwrap().0)
-    }
-
-    pub(super) fn add_address(&self, address: LinkAddress) {
-        let mut channel = self.inside(|| Channel::open(Family::Route)).unwrap();
-        let mut messages = Messages::new();
-        rtnl::new_address(&mut messages, &address, Ipv4Addr::BROADCAST);
-        channel.execute(&mut messages).unwrap();
-    }
-
-    pub(super) fn addresses(&self) -> Vec<LinkAddress> {
-        self.inside(|| rtnl::addresses(&mut Channel::open(Family::Route).unwrap())).unwrap()
-    }
-
-    pub(super) fn routes(&self) -> Vec<rtnl::Route> {
-        self.inside(|| rtnl::routes(&mut Channel::open(Family::Route).unwrap())).unwrap()
-    }
-
-    pub(super) fn links(&self) -> Vec<Link> {
-        self.inside(|| rtnl::links(&mut Channel::open(Family::Route).unwrap())).unwrap()
-    }
-}
-
-/// Both ends of a connection.
-pub(super) struct Pair(TcpStream, TcpStream);
-
-impl Pair {
-    pub(super) fn new(from: TcpStream, to: TcpStream) -> Self {
-        Self(from, to)
-    }
-
-    pub(super) fn split(self) -> (TcpStream, TcpStream) {
-        (self.0, self.1)
-    }
-
-    /// Bytes go both ways.
-    pub(super) fn works(&mut self) {
-        for (from, to) in [(&self.0, &self.1), (&self.1, &self.0)] {
-            let (mut from, mut to) = (from, to);
-            to.set_read_timeout(Some(PATIENCE)).unwrap();
-            from.write_all(b"ping").unwrap();
-            let mut received = [0; 4];
-            to.read_exact(&mut received).unwrap();
-            assert_eq!(&received, b"ping");
-        }
-    }
 }
 
 /// A rule as the CM sends it.

@@ -4,8 +4,10 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
+use super::super::caps::NetCaps;
+use super::super::rules::Set;
 use super::super::{NetworkSettings, TrafficPeriod};
-use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_settings};
+use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_caps, with_settings};
 use crate::model::traffic::{Traffic, TrafficRow, Volume};
 use crate::ports::{Network, NetworkPlan, TrafficSource};
 use crate::sys::testing::wait_until;
@@ -164,6 +166,49 @@ fn limits_cut_off_and_neighbours_stay() {
         rig.net.attach(&fresh).unwrap();
         stays_below(rig, &a, 300_000);
         assert!(download(rig, &fresh, 400 * KIB) == 400 * KIB);
+    });
+}
+
+/// A kernel without quotas: what was read last is compared with the limits.
+#[test]
+fn without_quotas_limits_act_when_counters_are_read() {
+    let settings = NetworkSettings { traffic_period: TrafficPeriod::Hour, ..Default::default() };
+    let caps = NetCaps { quota: false, ..NetCaps::ALL };
+    with_caps("traffic_polled", settings, Some(caps), |rig: &mut Rig| {
+        let hour = wall_ms() + 2 * HOUR_MS - wall_ms().rem_euclid(HOUR_MS);
+        rig.add_outside();
+        rig.update(&[NET1]);
+        rig.set_clock(hour + MINUTE_MS);
+        assert_eq!(all(rig).instances.len(), 0);
+        assert!(rig.alerts()[0].contains("lacks quotas of nf_tables"));
+        let mut a = one(rig);
+        a.quotas.download_bytes = Some(300_000);
+        let b = rig.plan("net1", NET1.1, "172.17.0.3", 1);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        assert_eq!(download(rig, &a, 200 * KIB), 200 * KIB);
+        // More than the limit, and nobody has read the counters: it acts within seconds.
+        download(rig, &a, 200 * KIB);
+        wait_until("a limit that acts", || rig.try_connect(&a).is_none());
+        assert!(rig.try_connect(&b).is_some());
+        let near = rig.instance(&a).connect(&rig.instance(&b), A2).split();
+        assert_eq!(send(near, 100 * KIB), 100 * KIB);
+        // Neither a crash loop nor a restart of the daemon nor one of the rules evades it.
+        rig.net.attach(&a).unwrap();
+        assert!(rig.try_connect(&a).is_none());
+        rig.restart();
+        rig.update(&[NET1]);
+        rig.net.adopt(&a).unwrap();
+        rig.net.adopt(&b).unwrap();
+        assert!(rig.try_connect(&a).is_none());
+        rig.flush_rules();
+        wait_until("rules anew", || rig.keys(Set::Instances) == 2);
+        assert!(rig.try_connect(&a).is_none());
+        rig.set_clock(hour + HOUR_MS + MINUTE_MS);
+        counted(rig, &a);
+        assert_eq!(download(rig, &a, 50 * KIB), 50 * KIB);
+        rig.net.detach(&a.id).unwrap();
+        rig.net.detach(&b.id).unwrap();
     });
 }
 

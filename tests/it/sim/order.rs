@@ -103,6 +103,33 @@ fn a_network_that_cannot_be_set_up_is_told_once_and_fails_its_instances() {
     assert_eq!(alerts(&mut unit), [told]);
 }
 
+/// The cause goes away by itself, and nobody sends anything.
+#[test]
+fn instances_of_a_network_that_comes_later_start() {
+    let mut unit = Unit::started(4);
+    let mut wanted = request(&[("a", "1"), ("b", "1")]);
+    wanted.services[0].provider_id = NetworkId::new("bad");
+    unit.host.break_networks(&[("bad", "address in use")]);
+    unit.command(CmCommand::UpdateNetworks(Vec::new()));
+    unit.run(wanted);
+    unit.settle();
+    assert!(unit.full_status()["a"].starts_with("failed 1 start limit reached"));
+    assert_eq!(alerts(&mut unit), ["cannot set up network bad: address in use"]);
+    unit.host.break_networks(&[]);
+    unit.event(Event::NetworkReady(NetworkId::new("other")));
+    unit.settle();
+    assert!(unit.deltas().is_empty());
+    unit.event(Event::NetworkReady(NetworkId::new("bad")));
+    unit.settle();
+    assert_eq!(unit.deltas().last().map(String::as_str), Some("a active 1"));
+    assert!(alerts(&mut unit).is_empty());
+    // The same trouble is news again.
+    unit.host.break_networks(&[("bad", "address in use")]);
+    unit.command(CmCommand::UpdateNetworks(Vec::new()));
+    unit.settle();
+    assert_eq!(alerts(&mut unit), ["cannot set up network bad: address in use"]);
+}
+
 #[test]
 fn late_ends_of_killed_containers_are_no_ends_of_their_successors() {
     for seed in 1..60 {
