@@ -1,10 +1,13 @@
 //! From the first network to the last: nothing is left, nothing is lost, restarts included.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::super::NetworkSettings;
+use super::super::domain::Domain;
 use super::super::rules::Set;
 use super::rig::{OUTSIDE, PATIENCE, Rig, namespace, on_a_host, with_settings};
+use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::time::monotonic;
@@ -66,6 +69,42 @@ fn no_process_is_made_while_sixteen_instances_come_and_go() {
             }
         });
         assert_eq!(rig.keys(Set::Instances), 0);
+        rig.wait_for_links(&["br-net1"]);
+    });
+}
+
+/// Made while nobody waits, and only once somebody may come.
+#[test]
+fn a_namespace_is_ready_for_the_next_instance() {
+    on_a_host("life_spare", |rig: &mut Rig| {
+        rig.stop();
+        let poll = mio::Poll::new().unwrap();
+        let registry = poll.registry().try_clone().unwrap();
+        let mut domain = Domain::open(NetworkSettings::default(), registry).unwrap();
+        domain.start();
+        assert_eq!(domain.spare_deadline(), None);
+        let id = NetworkId::new(NET1.0);
+        let (subnet, ip) = (NET1.1.to_owned(), NET1.2.to_owned());
+        let params = NetworkParams { id, subnet, ip, vlan_id: 0 };
+        assert!(domain.update_networks(&[params]).is_empty());
+        let [a, b] = two(rig);
+        for _ in 0..2 {
+            let quiet = domain.spare_deadline().unwrap();
+            domain.make_spare(quiet - Duration::from_millis(1));
+            assert!(domain.spare.is_none());
+            domain.make_spare(quiet);
+            assert!(domain.spare.is_some() && domain.spare_deadline().is_none());
+            assert!(rig.namespaces().is_empty());
+            assert!(domain.attach(&[&a, &b]).iter().all(Result::is_ok));
+            assert!(domain.spare.is_none());
+            for (from, to, address) in [(&a, &b, A2), (&b, &a, Ipv4Addr::new(172, 17, 0, 2))] {
+                assert!(rig.instance(from).reaches(&rig.instance(to), address).is_ok());
+            }
+            for plan in [&a, &b] {
+                domain.detach(&plan.id).unwrap();
+            }
+        }
+        drop(domain);
         rig.wait_for_links(&["br-net1"]);
     });
 }

@@ -450,6 +450,7 @@ impl Rig {
         let name = &naming::LinkName::try_from(name).unwrap();
         let mac = [2, 0, 0, 0, 0, u8::try_from(index % 256).unwrap()];
         rtnl::new_bridge(&mut messages, &NewBridge { index, name, mac, mtu: 1500 });
+        rtnl::leave_group(&mut messages, index);
         if !alias.is_empty() {
             rtnl::set_alias(&mut messages, index, alias);
         }
