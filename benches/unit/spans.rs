@@ -48,15 +48,17 @@ impl Piece {
 pub(crate) fn show(unit: &mut Unit, count: usize) -> Outcome<()> {
     let from = unit.log()?.len();
     let took = unit.run(count)?;
+    // Then the last message of the start is in the log, too.
+    unit.stop()?;
     let log = unit.log()?;
     let text = log.get(from..).unwrap_or_default();
     let pieces: Vec<Piece> = text.lines().filter_map(Piece::parse).collect();
-    unit.stop()?;
-    let request = pieces.iter().rfind(|piece| piece.name == "request");
-    let Some(request) = request else { return Err("the trace has no request".into()) };
-    let begun = request.at;
+    let mut requests = pieces.iter().filter(|piece| piece.name == "request").map(|piece| piece.at);
+    let (Some(begun), Some(end)) = (requests.next(), requests.next()) else {
+        return Err("the trace lacks the requests".into());
+    };
     let mut named: BTreeMap<&str, Vec<&Piece>> = BTreeMap::new();
-    for piece in pieces.iter().filter(|piece| piece.at >= begun) {
+    for piece in pieces.iter().filter(|piece| (begun..end).contains(&piece.at)) {
         named.entry(&piece.name).or_default().push(piece);
     }
 
