@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::common::need::require;
+use crate::common::need::{program, require};
 use crate::common::program::run;
 use crate::common::unit::{Setup, daemon_program};
 
@@ -84,6 +84,19 @@ fn an_unreadable_configuration_and_an_unknown_level_end_with_1() {
     let text = format!("{out}{err}");
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("loud"), "{text}");
+}
+
+/// The tracer answers for a kernel that is too old.
+#[test]
+fn an_old_kernel_is_refused() {
+    require!(root, memory, runc, strace);
+    let unit = Setup::new().start();
+    let mut command = Command::new(program("strace").unwrap());
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=pidfd_open:error=ENOSYS"]);
+    command.arg(daemon_program()).arg("-c").arg(unit.config());
+    let (code, out, err) = run(&mut command);
+    assert_eq!(code, Some(1), "{out} {err}");
+    assert!(out.contains("kernel cannot watch processes") && out.contains("5.4"), "{out} {err}");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 
 use aos_servicemanager::cm::wire::v4::{common, servicemanager as wire};
+use aos_servicemanager::logs::serve;
 
 use crate::common::need::require;
 use crate::common::unit::Setup;
@@ -92,6 +94,28 @@ fn monitoring_logs_and_variables() {
     unit.say("cloud down");
     unit.say("cloud up");
     unit.stop_daemon();
+}
+
+/// While one is served, the next ones wait; what is beyond that is answered at once.
+#[test]
+fn too_many_log_requests_are_refused() {
+    require!(root, memory, runc);
+    let mut unit = Setup::new().set("logging.backend", "journal").start();
+    // A journal that never answers, for as long as the daemon lives.
+    let program = unit.path("programs/journalctl");
+    fs::create_dir(program.parent().unwrap()).unwrap();
+    fs::write(&program, "#!/bin/sh\nwhile kill -0 $PPID; do sleep 0.1; done\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", program.parent().unwrap().display(), env!("PATH"));
+    unit.start_daemon_with(&[("PATH", &path)]);
+    unit.say("wait registered");
+    for _ in 0..serve::INBOX + 2 {
+        unit.say("logs system");
+    }
+    unit.expect("too many log requests at a time");
+    unit.say("config get");
+    unit.say("wait config");
+    unit.kill_daemon();
 }
 
 #[test]
