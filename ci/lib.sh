@@ -66,7 +66,8 @@ need_cross() {
     dpkg --add-architecture arm64
     apt-get update -qq
   }
-  need_packages g++-aarch64-linux-gnu binutils-aarch64-linux-gnu libssl-dev:arm64 qemu-user-static file
+  need_packages g++-aarch64-linux-gnu binutils-aarch64-linux-gnu libssl-dev:arm64 libstdc++6:arm64 \
+    qemu-user-static file
   rustup target list --installed | grep -qx aarch64-unknown-linux-gnu ||
     rustup target add aarch64-unknown-linux-gnu
 }
