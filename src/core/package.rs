@@ -533,7 +533,7 @@ impl Packages {
         pending.retry = Retry::Running;
         changes.push(Change::PutWanted(pending.wanted.clone()));
         let package = pending.wanted.package.clone();
-        log::info!("installing package={key} url={}", package.source().url);
+        log::info!("installing package={key} url={}", package.source().shown_url());
         self.installing =
             Some(Installing { package: package.clone(), cancelled: false, tell: false });
         self.at_risk = evictable.iter().map(|e| e.key.clone()).collect();

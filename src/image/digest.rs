@@ -191,7 +191,10 @@ impl<'a> Package<'a> {
         if now.saturating_sub(self.told_at) >= self.progress {
             self.told_at = now;
             let (read, size) = (self.read_bytes, self.announced.size_bytes);
-            log::info!("package on its way url={} read={read} size={size}", self.announced.url);
+            log::info!(
+                "package on its way url={} read={read} size={size}",
+                self.announced.shown_url()
+            );
         }
     }
 

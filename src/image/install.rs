@@ -179,7 +179,8 @@ fn open_source<'a>(
         reserve_percent: attempt.settings.reserve_percent,
         halt: attempt.halt,
     });
-    let source = source.map_err(|source| Error::Source { url: announced.url.clone(), source })?;
+    let source = source
+        .map_err(|source| Error::Source { url: announced.shown_url().into_owned(), source })?;
     match source.length() {
         Some(found) if found != announced.size_bytes => {
             let announced = announced.size_bytes;

@@ -1,5 +1,6 @@
 //! What the CM wants on this node.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::model::id::{Digest, InstanceIdent, NetworkId, ServiceKey};
@@ -35,6 +36,19 @@ pub struct PackageSource {
     pub sha3_512: Vec<u8>,
     /// Size of the package file in bytes.
     pub size_bytes: u64,
+}
+
+impl PackageSource {
+    /// The URL for logs and statuses: without a name and a password, which are refused, but are
+    /// secrets all the same.
+    pub fn shown_url(&self) -> Cow<'_, str> {
+        let Some((scheme, rest)) = self.url.split_once("://") else { return (&self.url).into() };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        match rest[..end].rfind('@') {
+            Some(at) => format!("{scheme}://...{}", &rest[at..]).into(),
+            None => (&self.url).into(),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -127,4 +141,24 @@ pub struct EnvVariable {
     pub value: String,
     /// Unix time in milliseconds after which the variable is gone.
     pub ttl_ms: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_shown_without_secrets() {
+        let check = |url: &str, expect: &str| {
+            let source = PackageSource { url: url.into(), ..PackageSource::default() };
+            assert_eq!(source.shown_url(), expect);
+        };
+        check("http://user:secret@host:80/a", "http://...@host:80/a");
+        check("http://a@b@host?x", "http://...@host?x");
+        check("https://host/a@b", "https://host/a@b");
+        check("http://host#a@b", "http://host#a@b");
+        check("file:///var/a@b", "file:///var/a@b");
+        check("user:secret@host", "user:secret@host");
+        check("", "");
+    }
 }

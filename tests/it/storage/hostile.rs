@@ -190,8 +190,10 @@ fn urls_that_lead_elsewhere() {
     for (number, (url, reason)) in cases.iter().enumerate() {
         let name = format!("case{number:02}/");
         let line = lines.iter().find(|line| line.starts_with(&name)).unwrap();
-        assert!(line.contains(reason), "{url}: {line}");
+        assert!(line.contains(reason) && !line.contains("secret"), "{url}: {line}");
     }
+    let log = unit.daemon().output.all();
+    assert!(!log.iter().any(|line| line.contains("secret")), "{log:?}");
     assert!(listener.accept().is_err(), "one URL of the two that lead here");
     assert_eq!((unit.daemon().pid(), unit.pid_of("good/subject/0")), (daemon, running));
     assert!(!unit.daemon_is_dead());
