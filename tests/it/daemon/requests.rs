@@ -104,7 +104,8 @@ fn too_many_log_requests_are_refused() {
     // A journal that never answers, for as long as the daemon lives.
     let program = unit.path("programs/journalctl");
     fs::create_dir(program.parent().unwrap()).unwrap();
-    fs::write(&program, "#!/bin/sh\nwhile kill -0 $PPID; do sleep 0.1; done\n").unwrap();
+    let script = b"#!/bin/sh\nwhile kill -0 $PPID; do sleep 0.1; done\n";
+    fs::File::create(&program).and_then(|mut file| file.write_all(script)).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", program.parent().unwrap().display(), env!("PATH"));
     unit.start_daemon_with(&[("PATH", &path)]);
