@@ -22,6 +22,7 @@ fn main() {
     if remote::run_errand(std::env::args_os().skip(1)) {
         program::exit(0);
     }
+    program::without_thread_caches();
     program::one_cpu_for_grpc();
     let shaped = shape_process();
     program::exit(match cli::parse(std::env::args_os().skip(1)) {

@@ -5,6 +5,65 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_env = "gnu")]
+use std::{env, ffi::OsStr, os::unix::process::CommandExt, process::Command};
+
+/// Settings of glibc, read when a program is executed.
+#[cfg(target_env = "gnu")]
+const TUNABLES: &str = "GLIBC_TUNABLES";
+#[cfg(target_env = "gnu")]
+const NO_THREAD_CACHES: &str = "glibc.malloc.tcache_count=0";
+/// Says that the program has been executed once more, for whatever effect.
+#[cfg(target_env = "gnu")]
+const EXECUTED: &str = "AOS_SM_EXECUTED";
+
+/// Switches off what glibc's malloc keeps for each thread: with twenty threads that is half a
+/// megabyte in the end, and keeps pages all over the heap from being given back. Since glibc takes
+/// this only from the environment of a new program, the process executes its program once more,
+/// with the same arguments. Where that fails it goes on as it is. What it starts later gets the
+/// environment that it was given.
+#[cfg(target_env = "gnu")]
+pub(super) fn without_thread_caches() {
+    let given = env::var_os(TUNABLES);
+    if env::var_os(EXECUTED).is_some() {
+        let text = given.unwrap_or_default().into_string().unwrap_or_default();
+        let rest = text.strip_suffix(NO_THREAD_CACHES).unwrap_or(&text).trim_end_matches(':');
+        set(TUNABLES, (!rest.is_empty()).then_some(OsStr::new(rest)));
+        return set(EXECUTED, None);
+    }
+    let mut tunables = given.clone().unwrap_or_default();
+    if !tunables.is_empty() {
+        tunables.push(":");
+    }
+    tunables.push(NO_THREAD_CACHES);
+    set(TUNABLES, Some(&tunables));
+    set(EXECUTED, Some("1".as_ref()));
+    // The path and not the link: the name of the process comes from it.
+    if let Ok(program) = std::fs::read_link("/proc/self/exe") {
+        let mut arguments = env::args_os();
+        let mut again = Command::new(program);
+        again.arg0(arguments.next().unwrap_or_default()).args(arguments);
+        let _ = again.exec();
+    }
+    set(TUNABLES, given.as_deref());
+    set(EXECUTED, None);
+}
+
+/// Another C library has other caches, if any.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn without_thread_caches() {}
+
+#[cfg(target_env = "gnu")]
+fn set(name: &str, value: Option<&OsStr>) {
+    // SAFETY: no other thread exists yet, so nobody reads the environment at the same time.
+    unsafe {
+        match value {
+            Some(value) => env::set_var(name, value),
+            None => env::remove_var(name),
+        }
+    }
+}
+
 /// gRPC's C-core sizes its thread pools and timer shards by the number of CPUs and polls idle
 /// channels every few seconds. Here it counts one CPU, through the functions below, and does not
 /// poll: each channel of ours has a call on it or lives only for one.

@@ -99,6 +99,29 @@ fn an_old_kernel_is_refused() {
     assert!(out.contains("kernel cannot watch processes") && out.contains("5.4"), "{out} {err}");
 }
 
+/// The daemon executes itself with settings of its own for the C library, and nobody notices.
+#[test]
+fn settings_of_the_c_library() {
+    require!(root, memory, runc);
+    let mut unit = Setup::new().start();
+    for given in ["", "glibc.malloc.perturb=1"] {
+        unit.start_daemon_with(&[("GLIBC_TUNABLES", given)]);
+        unit.say("wait registered");
+        let pid = unit.daemon().pid();
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+        // The C library puts NUL in the place of colons.
+        let environment = read("environ").replace('\0', " ");
+        assert!(environment.contains("glibc.malloc.tcache_count=0 "), "{environment}");
+        assert!(environment.contains(&format!("GLIBC_TUNABLES={given}")), "{environment}");
+        assert_eq!(read("comm"), "aos_servicemana\n");
+        let (program, config) = (daemon_program(), unit.config());
+        let arguments = [program.to_str().unwrap(), "-v", "debug", "-c", config.to_str().unwrap()];
+        assert!(read("cmdline").split('\0').eq(arguments.into_iter().chain([""])));
+        unit.stop_daemon();
+        unit.say("wait disconnected");
+    }
+}
+
 #[test]
 fn a_second_daemon_is_refused() {
     require!(root, memory, runc);
