@@ -124,7 +124,9 @@ fn errands_survive_the_command_line() {
 #[test]
 fn errands_are_done() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Errand::Used(dir.path().into()).run().unwrap() > 0);
+    // A file system may be empty.
+    crate::sys::fs::write_plain(&dir.path().join("file"), &[1; 8192], 0o600).unwrap();
+    assert!(Errand::Used(dir.path().into()).run().unwrap() >= 8192);
     assert!(Errand::Used("/no/such/place".into()).run().unwrap_err().contains("No such file"));
     let owner = Owner {
         uid: nix::unistd::Uid::effective().as_raw(),
