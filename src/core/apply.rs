@@ -14,7 +14,9 @@ use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceKey};
-use crate::model::job::{Found, JobDone, Record, StartKind, Started, StopOutcome, StopScope};
+use crate::model::job::{
+    Found, JobDone, LimiterState, Record, StartKind, Started, StopOutcome, StopScope,
+};
 use crate::model::status::{AlertPayload, CmReport, ErrorInfo};
 use crate::model::store::{Change, StoredInstance};
 use crate::model::traffic::TrafficRow;
@@ -85,7 +87,7 @@ impl State {
         for instance in self.instances.values_mut() {
             let inside = |inputs: &Inputs| inputs.service.provider_id == *id;
             if matches!(&instance.goal, Goal::Run(inputs) if inside(inputs)) {
-                instance.retry = true;
+                instance.cause_has_gone();
             }
         }
     }
@@ -550,6 +552,15 @@ impl Instance {
         self.secret = Secret::None;
         if matches!(self.phase, Phase::Absent | Phase::Pausing(_)) {
             self.phase = Phase::Failed;
+        }
+    }
+
+    /// What it may have failed for is there now: what does not run gets new attempts, also when the
+    /// last one of a series is on its way.
+    pub(crate) fn cause_has_gone(&mut self) {
+        if self.phase != Phase::Running {
+            self.retry = true;
+            self.limiter = LimiterState::default();
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::instance::{Goal, Phase};
+use crate::core::instance::Goal;
 use crate::core::state::State;
 use crate::core::version;
 use crate::model::event::Session;
@@ -185,9 +185,11 @@ impl State {
         let is_bad = |name: &str| faults.iter().any(|fault| fault.device == name);
         let before = std::mem::replace(&mut self.node_config.faults, faults.clone());
         let mended = |name: &str| before.iter().any(|f| f.device == name) && !is_bad(name);
-        for instance in self.instances.values_mut().filter(|i| i.phase == Phase::Failed) {
-            if let Goal::Run(inputs) = &instance.goal {
-                instance.retry |= inputs.devices.iter().any(|(device, _)| mended(&device.name));
+        for instance in self.instances.values_mut() {
+            if let Goal::Run(inputs) = &instance.goal
+                && inputs.devices.iter().any(|(device, _)| mended(&device.name))
+            {
+                instance.cause_has_gone();
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The wall clock jumps while instances run.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aos_servicemanager::sys::pidfd;
@@ -9,6 +10,7 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::common::need::{on_platform, require};
 use crate::common::unit::{Setup, Unit};
+use crate::common::wait_until;
 
 /// Sets the clock right in the end.
 struct WallClock {
@@ -40,10 +42,11 @@ impl Drop for WallClock {
 /// Instances are supervised and requests obeyed; what runs is not touched.
 fn all_is_well(unit: &mut Unit, round: usize) {
     let (victim, witness) = (unit.pid_of("victim/subject/0"), unit.pid_of("witness/subject/0"));
-    unit.look();
+    let id = unit.id_of("victim/subject/0");
     pidfd::kill(victim).unwrap();
-    unit.expect("victim/subject/0 version 1.0.0 failed error: killed by signal 9");
-    unit.expect("victim/subject/0 version 1.0.0 active");
+    let alive = |pids: &BTreeSet<u32>| !pids.is_empty() && !pids.contains(&victim);
+    wait_until("the restart", || unit.groups().iter().any(|(of, pids)| *of == id && alive(pids)));
+    unit.say("wait active victim");
     unit.sleeper(&format!("new{round}"));
     unit.say("run");
     unit.say(&format!("wait active new{round}"));

@@ -183,6 +183,30 @@ fn a_device_that_comes_back_lets_its_instances_start() {
     assert_eq!(unit.deltas().last().unwrap(), "dev active 1");
 }
 
+/// Whatever the series of attempts is doing when the device comes back.
+#[test]
+fn a_device_that_comes_back_at_any_moment() {
+    for moment in 0..60 {
+        let mut unit = Unit::new(5);
+        unit.node_config.config = Arc::new(config(&["camera"], &[]));
+        unit.device_faults = vec![fault("camera")];
+        uses(&unit, "dev", &["camera"], &[]);
+        let mut unit = started(unit);
+        unit.host.fail_starts(true);
+        unit.run(request(&[("dev", "1")]));
+        for _ in 0..moment {
+            if !unit.step() {
+                unit.pass(Duration::from_secs(5));
+            }
+        }
+        unit.host.fail_starts(false);
+        unit.device_faults.clear();
+        unit.event(Event::Reload);
+        unit.settle();
+        assert_eq!(unit.host.running().len(), 1, "moment {moment}");
+    }
+}
+
 #[test]
 fn a_change_restarts_exactly_those_it_concerns() {
     let mut unit = Unit::new(6);
