@@ -6,7 +6,11 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_env = "gnu")]
-use std::{env, ffi::OsStr, os::unix::process::CommandExt, process::Command};
+use std::{
+    env,
+    ffi::{CString, OsStr, OsString},
+    os::unix::ffi::OsStringExt,
+};
 
 /// Settings of glibc, read when a program is executed.
 #[cfg(target_env = "gnu")]
@@ -38,12 +42,13 @@ pub(super) fn without_thread_caches() {
     tunables.push(NO_THREAD_CACHES);
     set(TUNABLES, Some(&tunables));
     set(EXECUTED, Some("1".as_ref()));
-    // The path and not the link: the name of the process comes from it.
-    if let Ok(program) = std::fs::read_link("/proc/self/exe") {
-        let mut arguments = env::args_os();
-        let mut again = Command::new(program);
-        again.arg0(arguments.next().unwrap_or_default()).args(arguments);
-        let _ = again.exec();
+    // The path and not the link: the name of the process comes from it. Not by `Command`, which
+    // would have a shell look at a program that the kernel cannot execute, as under emulation.
+    let text = |text: OsString| CString::new(text.into_vec()).ok();
+    let program = std::fs::read_link("/proc/self/exe").ok().and_then(|path| text(path.into()));
+    let arguments: Option<Vec<CString>> = env::args_os().map(text).collect();
+    if let (Some(program), Some(arguments)) = (program, arguments) {
+        let _ = nix::unistd::execv(&program, &arguments);
     }
     set(TUNABLES, given.as_deref());
     set(EXECUTED, None);
