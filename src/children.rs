@@ -25,6 +25,7 @@ use crate::model::event::Exit;
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
 use crate::ports::{Command, CommandEnd, Watch};
+use crate::sys::command::Program;
 use crate::sys::{command, is_errno, pidfd, process};
 
 /// Most commands at a time: the workers that may ask are fewer.
@@ -134,7 +135,9 @@ impl Children {
             return Err(Error::Busy);
         }
         let program = command.argv.first().map(|name| name.to_string_lossy().into_owned());
-        command::spawn(&command.argv, command.stdout, command.stderr)
+        let file = command.program.as_deref();
+        let what = Program { argv: &command.argv, file, environment: &command.environment };
+        command::spawn_program(&what, command.stdout, command.stderr)
             .map_err(|source| Error::Spawn { program: program.unwrap_or_default(), source })
     }
 
@@ -353,9 +356,7 @@ mod tests {
 
     fn spawn(children: &mut Children, script: &str) -> Receiver<Result<CommandEnd, Failure>> {
         let (reply, end) = bounded(1);
-        let command =
-            Command { argv: argv(script), stdout: None, stderr: None, deadline: PATIENCE };
-        children.spawn(command, reply, START);
+        children.spawn(Command::new(argv(script), PATIENCE), reply, START);
         end
     }
 
@@ -448,8 +449,7 @@ mod tests {
             let mut children = Children::default();
             let (reply, end) = bounded(1);
             let argv = vec!["/no/such/program".into()];
-            let command = Command { argv, stdout: None, stderr: None, deadline: PATIENCE };
-            children.spawn(command, reply, START);
+            children.spawn(Command::new(argv, PATIENCE), reply, START);
             let failure = end.try_recv().unwrap().unwrap_err();
             assert!(failure.message.starts_with("cannot start /no/such/program: "), "{failure}");
             let ends: Vec<_> =

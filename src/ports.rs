@@ -173,15 +173,27 @@ pub trait Processes: Send + Sync {
     fn watch(&self, watch: Watch) -> Result<(), Failure>;
 }
 
-/// A command: no shell, cleared environment (`PATH` only), closed descriptors.
+/// A command: no shell, no environment but `PATH` and what is given, closed descriptors.
 #[derive(Debug)]
 pub struct Command {
     pub argv: Vec<OsString>,
+    /// The file to execute; `None` = the one that the first word names.
+    pub program: Option<PathBuf>,
+    /// Variables beside `PATH`.
+    pub environment: Vec<(&'static str, OsString)>,
     /// `None` = `/dev/null`.
     pub stdout: Option<OwnedFd>,
     /// `None` = `/dev/null`.
     pub stderr: Option<OwnedFd>,
     pub deadline: Duration,
+}
+
+impl Command {
+    /// A command without outputs.
+    pub fn new(argv: Vec<OsString>, deadline: Duration) -> Self {
+        let (program, environment) = (None, Vec::new());
+        Self { argv, program, environment, stdout: None, stderr: None, deadline }
+    }
 }
 
 /// How a command ended.

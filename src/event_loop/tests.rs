@@ -23,8 +23,7 @@ fn with_loop(body: impl FnOnce(&LoopHandle, &Receiver<Event>)) {
 }
 
 fn shell(script: &str) -> Command {
-    let argv = ["/bin/sh", "-c", script].map(Into::into).into();
-    Command { argv, stdout: None, stderr: None, deadline: PATIENCE }
+    Command::new(["/bin/sh", "-c", script].map(Into::into).into(), PATIENCE)
 }
 
 fn start(script: &str) -> (u32, OwnedFd) {

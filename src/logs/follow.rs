@@ -118,12 +118,8 @@ impl<'a> Follower<'a> {
         let (pipe, output) = io::pipe()?;
         // Each end has flags of its own: the child's stays blocking.
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let command = Command {
-            argv: self.argv(),
-            stdout: Some(output.into()),
-            stderr: None,
-            deadline: LIFE,
-        };
+        let stdout = Some(output.into());
+        let command = Command { stdout, ..Command::new(self.argv(), LIFE) };
         self.processes.start(command).map_err(|failure| io::Error::other(failure.message))?;
         registry.register(&mut SourceFd(&pipe.as_raw_fd()), self.token, Interest::READABLE)?;
         self.child = Some(Child { pipe, parser: Parser::new(), started_at: now, is_proven: false });

@@ -65,12 +65,8 @@ impl<'a> Journal<'a> {
         let dir = &self.settings.working_dir;
         let failed = |source| Error::Spill { path: dir.clone(), source };
         let mut file = unlinked(dir).map_err(failed)?;
-        let command = Command {
-            argv: self.argv(range, matches),
-            stdout: Some(file.try_clone().map_err(failed)?.into()),
-            stderr: None,
-            deadline: DEADLINE,
-        };
+        let stdout = Some(file.try_clone().map_err(failed)?.into());
+        let command = Command { stdout, ..Command::new(self.argv(range, matches), DEADLINE) };
         let end = self.processes.run(command);
         let end = end.map_err(|failure| Error::Journalctl { reason: failure.message })?;
         if end.timed_out || end.exit != Exit::Code(0) {

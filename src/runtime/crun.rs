@@ -28,6 +28,7 @@ use crate::model::status::chain;
 use crate::ports::{Command, Init, Processes, Runtime, Stdio, Watch};
 use crate::runtime::cgroup::{self, Groups};
 use crate::runtime::enforce;
+use crate::runtime::sealed::{self, Sealed};
 use crate::sys::cgroups::Layout;
 use crate::sys::{fs as files, is_errno, mount, pidfd, process};
 
@@ -89,6 +90,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Scratch(#[from] sealed::Error),
     #[error("{command} {exit}: {message}")]
     Command { command: String, exit: Exit, message: String },
     #[error("{command} took longer than {deadline:?}: {message}")]
@@ -154,6 +157,8 @@ pub struct Crun {
     /// `<runDir>/oci`
     state_root: PathBuf,
     groups: Groups,
+    /// How crun is executed; runc gains nothing by it, because its init does not get the variables.
+    sealed: Option<Sealed>,
     processes: Arc<dyn Processes>,
     /// Of one command.
     deadline: Duration,
@@ -174,7 +179,11 @@ impl Crun {
         // The table of mounts has real paths, and clean-up looks there.
         let state_root = state_root.canonicalize().unwrap_or(state_root);
         let groups = Groups::new(settings.layout.clone(), &settings.cgroup_parent);
-        Ok(Self { settings, state_root, groups, processes, deadline: COMMAND_DEADLINE })
+        let program = settings.program.as_ref().ok();
+        let crun = program.filter(|program| program.flavour == Flavour::Crun);
+        let sealed = crun.map(|crun| Sealed::new(&crun.binary, settings.run_dir.join("crun")));
+        let sealed = sealed.transpose()?;
+        Ok(Self { settings, state_root, groups, sealed, processes, deadline: COMMAND_DEADLINE })
     }
 
     fn bundle(&self, id: &InstanceId) -> PathBuf {
@@ -230,7 +239,11 @@ impl Crun {
                 (None, stderr, complaint)
             }
         };
-        let request = Command { argv, stdout, stderr, deadline: self.deadline };
+        let mut request = Command { stdout, stderr, ..Command::new(argv, self.deadline) };
+        if let Some(sealed) = &self.sealed {
+            request.program = sealed.file();
+            request.environment = sealed.environment();
+        }
         let end = match self.processes.run(request) {
             Ok(end) => end,
             Err(source) => return Err(Error::NotRun { command, source }),

@@ -1,6 +1,6 @@
 //! Containers: what a runtime is told (`spec` and the modules it uses), what lies on disk for it
-//! (`bundle`, `rootfs`, `record`, `storage`, `remote`), and the runtimes themselves (`crun`, `cgroup`,
-//! `enforce`).
+//! (`bundle`, `rootfs`, `record`, `storage`, `remote`), and the runtimes themselves (`crun`, `sealed`,
+//! `cgroup`, `enforce`).
 //!
 //! All of it runs on the exec threads, but for `remote`. Not here: when a container starts or stops (core), in which
 //! order its parts are made (jobs).
@@ -20,4 +20,5 @@ mod program;
 pub mod record;
 pub mod remote;
 pub mod rootfs;
+pub mod sealed;
 pub mod storage;

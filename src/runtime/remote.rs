@@ -212,7 +212,7 @@ impl RemoteData {
         let mut argv = vec![self.program.clone().into(), ERRAND.into()];
         argv.extend(errand.to_arguments());
         let stdout = Some(output.into());
-        let command = Command { argv, stdout, stderr: None, deadline: ERRAND_LIMIT };
+        let command = Command { stdout, ..Command::new(argv, ERRAND_LIMIT) };
         let started = self.processes.start(command);
         started
             .map_err(|failure| Error::Start { path: path.to_owned(), reason: failure.message })?;

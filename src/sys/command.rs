@@ -2,7 +2,7 @@
 //!
 //! The standard library then uses `posix_spawn`, whose cost does not grow with our memory, and
 //! gives the child an empty signal mask. What the child gets: its own process group, `PATH` and
-//! nothing else as environment, `/dev/null` as stdin, no descriptor besides the three.
+//! what the caller names as environment, `/dev/null` as stdin, no descriptor besides the three.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -19,26 +19,51 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::sys::retry;
 use crate::sys::time::monotonic;
 
-/// Where programs are looked for, and the only environment variable of a child.
+/// Where programs are looked for, and the environment variable that every child gets.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Longest output that `output` returns, in bytes.
 pub const OUTPUT_MAX: usize = 16 * 1024;
 
+/// What is to be executed.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    pub argv: &'a [OsString],
+    /// `None` = the file that the first word names.
+    pub file: Option<&'a Path>,
+    /// Variables beside `PATH`.
+    pub environment: &'a [(&'static str, OsString)],
+}
+
+impl<'a> From<&'a [OsString]> for Program<'a> {
+    fn from(argv: &'a [OsString]) -> Self {
+        Self { argv, file: None, environment: &[] }
+    }
+}
+
 /// Starts a program and returns its number; the caller (the process manager) has to reap it.
 /// `None` as output = `/dev/null`. Takes about 1 ms.
+pub fn spawn_program(
+    program: &Program<'_>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+) -> io::Result<u32> {
+    Ok(start(program, output_to(stdout), output_to(stderr))?.id())
+}
+
+/// The same for words alone.
 pub fn spawn(
     argv: &[OsString],
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
 ) -> io::Result<u32> {
-    Ok(start(argv, output_to(stdout), output_to(stderr))?.id())
+    spawn_program(&argv.into(), stdout, stderr)
 }
 
 /// Runs a program to its end and returns the beginning of its output. Only for the time before
 /// the process manager exists: this waits for the child itself.
 pub fn output(argv: &[OsString], deadline: Duration) -> io::Result<String> {
-    let mut child = start(argv, Stdio::piped(), Stdio::null())?;
+    let mut child = start(&argv.into(), Stdio::piped(), Stdio::null())?;
     let text = child.stdout.take().map(|pipe| read_until(pipe.into(), deadline));
     // Ends a child that still runs; one that has ended is not reaped yet and takes no harm.
     let killed = child.kill();
@@ -72,15 +97,19 @@ fn read_until(pipe: OwnedFd, deadline: Duration) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
-fn start(argv: &[OsString], stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
-    let (program, arguments) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+fn start(program: &Program<'_>, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
+    let (name, arguments) = program.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     // Without a path the standard library would fork instead, because PATH is changed.
-    let program = find(program).ok_or_else(|| {
-        let text = format!("{} is no executable program", program.display());
+    let file = find(program.file.map_or(name, Path::as_os_str)).ok_or_else(|| {
+        let text = format!("{} is no executable program", name.display());
         io::Error::new(io::ErrorKind::NotFound, text)
     })?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(file);
+    if program.file.is_some() {
+        command.arg0(name);
+    }
     command.args(arguments).env_clear().env("PATH", PATH).process_group(0);
+    command.envs(program.environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn()
 }
 

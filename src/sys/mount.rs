@@ -28,6 +28,9 @@ const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const MOUNT_ATTR_NOSUID: libc::c_uint = 2;
 const MOUNT_ATTR_NODEV: libc::c_uint = 4;
+const MOUNT_ATTR_RDONLY: u64 = 1;
+const MS_PRIVATE: u64 = 1 << 18;
+const OPEN_TREE_CLONE: libc::c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 
 /// Mounts a read-only overlay, `nosuid` and `nodev`. The first of `lower` hides the later ones;
@@ -168,6 +171,36 @@ fn fs_mount(context: &OwnedFd, attributes: libc::c_uint) -> io::Result<OwnedFd> 
         // SAFETY: numbers only; the descriptor is open.
         unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes) }
     })
+}
+
+/// A read-only mount of `dir` that only the descriptor leads to: it is in no table of mounts, and
+/// gone with the descriptor. What is mounted below `dir` is not in it. Since Linux 5.12.
+pub fn read_only_view(dir: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(dir.as_os_str().as_encoded_bytes())?;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned();
+    let view = owned(|| {
+        // SAFETY: `path` is a terminated string that outlives the call.
+        unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) }
+    })?;
+    let mut attributes = libc::mount_attr {
+        attr_set: MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the empty string together with the flag names the open descriptor; the kernel reads
+    // as many bytes of `attributes` as it is told.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            view.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw mut attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    })?;
+    Ok(view)
 }
 
 fn move_mount(mounted: &OwnedFd, target: &Path) -> io::Result<()> {
@@ -489,6 +522,24 @@ mod tests {
             unmount_below(&two).unwrap();
             assert_eq!(count(), 1);
             unmount(&dir.join("missing")).unwrap();
+        });
+    }
+
+    #[test]
+    fn read_only_views() {
+        in_private(|dir| {
+            write_plain(&dir.join("file"), b"x", 0o600).unwrap();
+            let known = mounts().unwrap();
+            let view = read_only_view(dir).unwrap();
+            assert_eq!(mounts().unwrap(), known);
+            let seen = PathBuf::from(format!("/proc/self/fd/{}", view.as_raw_fd()));
+            assert_eq!(fs::read_to_string(seen.join("file")).unwrap(), "x");
+            let refused = write_plain(&seen.join("file"), b"y", 0o600).unwrap_err();
+            assert!(is_errno(&refused, Errno::EROFS), "{refused}");
+            // The place itself stays as it is, and what is put there can be seen.
+            write_plain(&dir.join("new"), b"z", 0o600).unwrap();
+            assert_eq!(fs::read_to_string(seen.join("new")).unwrap(), "z");
+            read_only_view(&dir.join("missing")).unwrap_err();
         });
     }
 }

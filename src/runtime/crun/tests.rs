@@ -618,6 +618,34 @@ fn a_hanging_runtime_is_killed(bench: &mut Bench) {
     assert_eq!(failure.message, "no container can run on this node: it is missing");
 }
 
+/// crun makes no file and no mount to execute itself again if its program is a read-only view; it
+/// does for a script, which cannot be executed from there, and a killed one leaves nothing for good.
+fn crun_is_executed_once(bench: &mut Bench) {
+    let scratch = bench.dir.path().join("crun");
+    let files_were_made = |bench: &Bench| {
+        let modified = || fs::metadata(&scratch).unwrap().modified().unwrap();
+        let before = modified();
+        bench.run(&["/bin/sh", "-c", "exit 0"]);
+        bench.expect_exit(Exit::Code(0));
+        bench.crun.delete(&id()).unwrap();
+        modified() != before
+    };
+    assert!(!files_were_made(bench));
+    let Ok(Program { binary, flavour }) = bench.crun.settings.program.clone() else { panic!() };
+    let script = bench.dir.path().join("crun.sh");
+    let text = format!("#!/bin/sh\nexec {} \"$@\"\n", binary.display());
+    files::write_plain(&script, text.as_bytes(), 0o755).unwrap();
+    bench.crun.settings.program = Ok(Program { binary: script.clone(), flavour });
+    bench.crun.sealed = Some(Sealed::new(&script, scratch.clone()).unwrap());
+    assert!(files_were_made(bench));
+    // What a crun leaves that is killed after it has mounted its program.
+    let left = scratch.join("crun.XXXXXX");
+    files::write_plain(&left, b"", 0o000).unwrap();
+    mount::bind(&binary, &left).unwrap();
+    Sealed::new(&binary, scratch.clone()).unwrap();
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+}
+
 /// One test in a process of its own.
 macro_rules! real {
     ($($name:ident: $flavour:ident, $body:expr;)*) => {$(
@@ -647,5 +675,6 @@ real! {
         |bench| killed_runtimes_leave_nothing(bench, 80, Duration::from_micros(500));
     crun_killed_at_any_moment: Crun,
         |bench| killed_runtimes_leave_nothing(bench, 120, Duration::from_micros(130));
+    crun_executed_once: Crun, crun_is_executed_once;
     runc_hangs: Runc, a_hanging_runtime_is_killed;
 }
