@@ -4,6 +4,7 @@
 //! The daemon is `aos_servicemanager` of this build, or the program named by `SM_UNDER_TEST`.
 
 pub mod allocations;
+pub mod chance;
 pub mod host;
 pub mod image;
 pub mod need;

@@ -1,7 +1,7 @@
 //! A simulated unit with one daemon, and what a test says to them.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -341,23 +341,24 @@ impl Unit {
         host::names(&self.path("run/runtime"))
     }
 
-    /// The runtime configuration of an instance, by `service/subject/index`.
-    fn bundle(&self, instance: &str) -> Option<(String, Value)> {
-        self.bundles().into_iter().find_map(|id| {
+    /// Runtime configurations of the instances that have one: `service/subject/index`, id, content.
+    fn configurations(&self) -> impl Iterator<Item = (String, String, Value)> {
+        self.bundles().into_iter().filter_map(|id| {
             let file = self.path("run/runtime").join(&id).join("config.json");
             let config: Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-            let variable = |name: &str| {
-                let variables = config["process"]["env"].as_array()?;
-                let mut values = variables.iter().filter_map(|v| v.as_str()?.strip_prefix(name));
-                values.next().map(str::to_owned)
-            };
-            let ident = [
-                variable("AOS_SERVICE_ID=")?,
-                variable("AOS_SUBJECT_ID=")?,
-                variable("AOS_INSTANCE_INDEX=")?,
-            ];
-            (ident.join("/") == instance).then_some((id, config))
+            Some((ident_in(&config)?, id, config))
         })
+    }
+
+    /// The runtime configuration of an instance, by `service/subject/index`.
+    fn bundle(&self, instance: &str) -> Option<(String, Value)> {
+        let found = self.configurations().find(|(ident, ..)| ident == instance);
+        found.map(|(_, id, config)| (id, config))
+    }
+
+    /// Ids of all instances that have a bundle, by `service/subject/index`.
+    pub fn ids(&self) -> BTreeMap<String, String> {
+        self.configurations().map(|(ident, id, _)| (ident, id)).collect()
     }
 
     /// Id of an instance, by `service/subject/index`, if it has a bundle.
@@ -485,6 +486,15 @@ impl Drop for Unit {
         self.sim.kill();
         host::remove_groups(&self.group);
     }
+}
+
+/// The instance that a runtime configuration is for.
+fn ident_in(config: &Value) -> Option<String> {
+    let variables = config["process"]["env"].as_array()?;
+    let value = |name: &str| variables.iter().find_map(|v| v.as_str()?.strip_prefix(name));
+    let ident =
+        [value("AOS_SERVICE_ID=")?, value("AOS_SUBJECT_ID=")?, value("AOS_INSTANCE_INDEX=")?];
+    Some(ident.join("/"))
 }
 
 /// A wait without a limit of its own gets one that suits the platform.

@@ -2,35 +2,67 @@
 //!
 //! The daemon under test is built with debug assertions, which makes `AOS_FAULT_AT` work: it dies
 //! after an effect of core or between two steps of a script. After each death another daemon
-//! must bring what was asked for, every instance exactly once, and nothing else.
+//! must bring what was asked for, every instance exactly once, and nothing else. `AOS_KILLS` is the
+//! number of deaths of each test, `AOS_KILL_SEED` what its choices begin with; a failure names both.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fs;
 
+use crate::common::chance::{self, chance};
+use crate::common::host;
 use crate::common::need::require;
 use crate::common::unit::{Setup, Unit};
 use crate::common::wait_until;
 
-/// Deaths of one test; there are four of them.
-const KILLS: usize = 25;
-/// Rounds without a death are for nothing; they are rare.
-const MAX_ROUNDS: usize = 4 * KILLS;
-/// Points by name, and about as many as the work for one request passes, the start of the daemon
-/// included.
-const POINTS: [(&str, u64); 3] = [("effect", 70), ("start step", 24), ("stop step", 16)];
+/// What the CM asks for, as service and number of instances.
+type Request = &'static [(&'static str, u32)];
 
-/// What the CM asks for in turn, as `service` and number of instances.
-const REQUESTS: [&[(&str, u32)]; 6] = [
-    &[("a", 2), ("b", 1)],
-    &[("a", 2), ("b", 2)],
-    &[],
-    &[("b", 2)],
-    &[("a", 1), ("secret", 2)],
-    &[("secret", 1), ("b", 1)],
-];
+/// What one test asks for in turn, and where its daemons die.
+struct Course {
+    requests: &'static [Request],
+    /// Points by name, and about as many as the work for one request passes, the start of the
+    /// daemon included.
+    points: [(&'static str, u64); 3],
+    /// Deaths of one test.
+    kills: usize,
+}
+
+/// A few instances and many deaths.
+const FEW: Course = Course {
+    requests: &[
+        &[("a", 2), ("b", 1)],
+        &[("a", 2), ("b", 2)],
+        &[],
+        &[("b", 2)],
+        &[("a", 1), ("secret", 2)],
+        &[("secret", 1), ("b", 1)],
+    ],
+    points: [("effect", 70), ("start step", 24), ("stop step", 16)],
+    kills: 25,
+};
+
+/// As many instances as a large unit has.
+const MANY: Course = Course {
+    requests: &[
+        &[("a", 64)],
+        &[("a", 32), ("b", 32)],
+        &[],
+        &[("b", 64)],
+        &[("secret", 64)],
+        &[("a", 16), ("b", 16), ("secret", 32)],
+    ],
+    points: [("effect", 1000), ("start step", 384), ("stop step", 256)],
+    kills: 3,
+};
+
+/// Rounds without a death are for nothing; they are rare.
+const ROUNDS_PER_KILL: usize = 4;
+/// Every so many rounds all instances are started anew.
+const FORCED: u64 = 4;
 
 fn declare(unit: &mut Unit) {
     unit.service("a", "exec /busybox sleep 10000", "");
-    let polite = "trap \"exit 0\" TERM; while :; do /busybox sleep 1 & wait $!; done";
+    let polite = "trap \"exit 0\" TERM; while :; do /busybox sleep 1000 & wait $!; done";
     unit.service("b", polite, "stop-signal=SIGTERM");
     let busybox = crate::common::need::program("busybox").unwrap();
     unit.say(&format!(
@@ -39,7 +71,7 @@ fn declare(unit: &mut Unit) {
     ));
 }
 
-fn ask(unit: &mut Unit, request: &[(&str, u32)], force: bool) -> bool {
+fn ask(unit: &mut Unit, request: Request, force: bool) -> bool {
     unit.say("clear");
     declare(unit);
     for (service, count) in request {
@@ -48,28 +80,35 @@ fn ask(unit: &mut Unit, request: &[(&str, u32)], force: bool) -> bool {
     unit.try_say(if force { "run force" } else { "run" })
 }
 
-/// Idents of the instances that have a living process, as the environment in the bundle tells.
-fn living(unit: &Unit, request: &[(&str, u32)]) -> BTreeSet<String> {
-    let groups = unit.groups();
-    let lives = |id: &String| groups.iter().any(|(of, pids)| of == id && !pids.is_empty());
-    let idents = request.iter().flat_map(|(service, count)| {
+/// Every wanted instance runs exactly once, and there is nothing else.
+fn is_in_order(unit: &Unit, request: Request) -> bool {
+    let count = request.iter().map(|(_, count)| *count as usize).sum::<usize>();
+    let groups: BTreeMap<_, _> = unit.groups().into_iter().collect();
+    let states = host::names(&unit.path("run/oci"));
+    let counts = [groups.len(), states.len(), unit.space.network_namespaces().len()];
+    if counts != [count; 3] || unit.bundles().len() != count {
+        return false;
+    }
+    let ids = unit.ids();
+    let runs_once = |ident: String| {
+        let pids = ids.get(&ident).and_then(|id| groups.get(id));
+        pids.is_some_and(|pids| pids.iter().filter(|pid| is_init(**pid)).count() == 1)
+    };
+    let mut idents = request.iter().flat_map(|(service, count)| {
         (0..*count).map(move |index| format!("{service}/subject/{index}"))
     });
-    idents.filter(|ident| unit.find_id(ident).is_some_and(|id| lives(&id))).collect()
+    idents.all(runs_once)
 }
 
-/// Every wanted instance runs exactly once, and there is nothing else.
-fn is_in_order(unit: &Unit, request: &[(&str, u32)]) -> bool {
-    let count = request.iter().map(|(_, count)| *count as usize).sum::<usize>();
-    let groups = unit.groups();
-    groups.len() == count
-        && unit.bundles().len() == count
-        && unit.space.network_namespaces().len() == count
-        && living(unit, request).len() == count
+/// The first process of a container.
+fn is_init(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find(|line| line.starts_with("NSpid:"));
+    numbers.is_some_and(|line| line.split_whitespace().last() == Some("1"))
 }
 
 /// One life that may end at a step; true if it did.
-fn risky_life(unit: &mut Unit, point: &str, request: &[(&str, u32)], force: bool) -> bool {
+fn risky_life(unit: &mut Unit, point: &str, request: Request, force: bool) -> bool {
     unit.look();
     unit.start_daemon_with(&[("AOS_FAULT_AT", point)]);
     let mut asked = false;
@@ -96,65 +135,72 @@ fn risky_life(unit: &mut Unit, point: &str, request: &[(&str, u32)], force: bool
 }
 
 /// A life without faults brings everything in order.
-fn good_life(unit: &mut Unit, request: &[(&str, u32)], after: &str) {
+fn good_life(unit: &mut Unit, request: Request, after: &str) {
     unit.start_daemon();
     unit.say("wait registered");
     assert!(ask(unit, request, false));
     if !request.is_empty() {
-        unit.say("wait active");
+        unit.say("wait active 120s");
     }
     wait_until(after, || is_in_order(unit, request));
     unit.kill_daemon();
     unit.say("wait disconnected");
 }
 
-/// A small generator, good enough to choose steps: xorshift64*.
-fn next_random(state: &mut u64) -> u64 {
-    *state ^= *state >> 12;
-    *state ^= *state << 25;
-    *state ^= *state >> 27;
-    state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16
-}
-
-fn kills(setup: Setup, seed: u64) {
+fn kills(setup: Setup, course: &Course, nth: u64) {
+    let kills = chance::kills(course.kills);
     let mut unit = setup.start();
-    let mut random = seed * 0x9E37_79B9 + 1;
+    let mut random = chance(nth);
     let (mut deaths, mut rounds) = (0, 0);
-    while deaths < KILLS {
-        let request = REQUESTS[rounds % REQUESTS.len()];
-        let (name, count) = POINTS[rounds % POINTS.len()];
-        let point = format!("{name}:{}", 1 + next_random(&mut random) % count);
-        let force = next_random(&mut random).is_multiple_of(4);
-        deaths += usize::from(risky_life(&mut unit, &point, request, force));
+    while deaths < kills {
+        assert!(rounds < kills * ROUNDS_PER_KILL, "only {deaths} deaths in {rounds} rounds");
+        let request = course.requests[rounds % course.requests.len()];
         rounds += 1;
-        good_life(&mut unit, request, &format!("order after round {rounds}, {point}"));
-        assert!(rounds < MAX_ROUNDS, "only {deaths} deaths in {rounds} rounds");
+        let (name, count) = course.points[usize::try_from(random.below(3)).unwrap()];
+        let point = format!("{name}:{}", 1 + random.below(count));
+        let force = random.below(FORCED) == 0;
+        deaths += usize::from(risky_life(&mut unit, &point, request, force));
+        let seed = chance::seed();
+        good_life(&mut unit, request, &format!("AOS_KILL_SEED={seed}, round {rounds}, {point}"));
     }
     let (code, out, err) = unit.run_to_end(&["-stop-instances"]);
     assert_eq!(code, Some(0), "{out} {err}");
     unit.nothing_left();
+    println!("deaths={deaths} rounds={rounds}");
 }
 
 #[test]
 fn killed_at_random_steps_1() {
     require!(root, memory, runc, busybox);
-    kills(Setup::new(), 1);
+    kills(Setup::new(), &FEW, 1);
 }
 
 #[test]
 fn killed_at_random_steps_2() {
     require!(root, memory, runc, busybox);
-    kills(Setup::new(), 2);
+    kills(Setup::new(), &FEW, 2);
 }
 
 #[test]
 fn killed_at_random_steps_3() {
     require!(root, memory, crun, busybox);
-    kills(Setup::crun(), 3);
+    kills(Setup::crun(), &FEW, 3);
 }
 
 #[test]
 fn killed_at_random_steps_4() {
     require!(root, memory, crun, busybox);
-    kills(Setup::crun(), 4);
+    kills(Setup::crun(), &FEW, 4);
+}
+
+#[test]
+fn killed_at_random_steps_of_sixty_four() {
+    require!(root, memory, crun, busybox);
+    kills(Setup::crun(), &MANY, 5);
+}
+
+#[test]
+fn killed_at_random_steps_of_sixty_four_with_runc() {
+    require!(root, memory, runc, busybox);
+    kills(Setup::new(), &MANY, 6);
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::scene::{STEPS, Scene, Unused, Wanted};
+use crate::common::chance::{self, Random, chance};
 use crate::common::need::require;
 use crate::common::unit::Setup;
 
@@ -131,32 +132,14 @@ fn killed_while_evicting() {
     each(Scene::new(Setup::crun(), Unused::Evicted), points.into_iter());
 }
 
-/// A small generator, good enough to choose points: xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % limit
-    }
-
-    fn point(&mut self) -> String {
-        let (name, most) = POINTS[usize::try_from(self.below(POINTS.len() as u64)).unwrap()];
-        format!("{name}:{}", 1 + self.below(most))
-    }
-}
-
-fn number_from(variable: &str, default: u64) -> u64 {
-    let given = std::env::var(variable).ok();
-    given.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+fn random_point(random: &mut Random) -> String {
+    let (name, most) = POINTS[usize::try_from(random.below(POINTS.len() as u64)).unwrap()];
+    format!("{name}:{}", 1 + random.below(most))
 }
 
 fn at_random(setup: Setup, unused: Unused, nth: u64) {
-    let seed = number_from("AOS_KILL_SEED", 20_251_125);
-    let kills = usize::try_from(number_from("AOS_KILLS", KILLS as u64)).unwrap();
-    let mut random = Random((seed ^ nth.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1);
+    let (seed, kills) = (chance::seed(), chance::kills(KILLS));
+    let mut random = chance(nth);
     let mut scene = Scene::new(setup, unused);
     let (mut deaths, mut rounds, mut places) = (0, 0, BTreeSet::new());
     while deaths < kills {
@@ -166,7 +149,7 @@ fn at_random(setup: Setup, unused: Unused, nth: u64) {
         scene.declare(step);
         let mut points = Vec::new();
         loop {
-            let point = random.point();
+            let point = random_point(&mut random);
             let died = scene.risky_life(&point, step);
             points.push(point.clone());
             if died {
