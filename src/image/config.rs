@@ -5,7 +5,7 @@
 //! reference, so that a package that is refused by one is refused by the other. Not here: whether
 //! the values make sense for a start.
 
-use crate::document::{Error as Malformed, NumberUnit, Object, alert_rules};
+use crate::document::{Error as Malformed, NumberUnit, Object, Value, alert_rules};
 use crate::image::error::Error;
 use crate::image::manifest::{invalid, parse};
 use crate::model::service::{ImageConfig, Quotas, RunParameters, ServiceConfig, ServiceDevice};
@@ -122,6 +122,20 @@ fn check_unused(document: &Object<'_>) -> Result<(), Malformed> {
             requested.opt_u64(key)?;
         }
     }
+    check_connections(document)
+}
+
+/// The names of connections are an object's in the reference, whose values say nothing; the schema
+/// of the cloud has an array of them, too.
+fn check_connections(document: &Object<'_>) -> Result<(), Malformed> {
+    const KEY: &str = "allowedConnections";
+    if let Some(Value::Array(_)) = document.get(KEY) {
+        document.strings(KEY)?;
+    } else if let Some(connections) = document.object(KEY)? {
+        for name in connections.names() {
+            connections.object(name)?;
+        }
+    }
     Ok(())
 }
 
@@ -223,7 +237,10 @@ mod tests {
         assert_eq!(service("{}").unwrap(), ServiceConfig::default());
         assert_eq!(service(r#"{"offlineTtl": null}"#).unwrap().offline_ttl, None);
         assert_eq!(service(r#"{"offlineTtl": "0s"}"#).unwrap().offline_ttl, None);
-        assert!(service(r#"{"allowedConnections": ["a"]}"#).is_ok());
+        for connections in [r#"["s/80/tcp"]"#, "[]", r#"{"s/1-2/udp": {}, "t": null}"#, "null"] {
+            let text = format!(r#"{{"allowedConnections": {connections}}}"#);
+            assert_eq!(service(&text).unwrap(), ServiceConfig::default(), "{text}");
+        }
         let check = |text: &str, expect: &str| {
             let error = service(text).unwrap_err();
             assert!(error.starts_with("invalid Aos service config: "), "{error}");
@@ -235,6 +252,10 @@ mod tests {
         check(r#"{"runParameters": {"startInterval": "x"}}"#, "runParameters.startInterval");
         check(r#"{"permissions": {"vis": {"a": 1}}}"#, "permissions.vis.a: 1");
         check(r#"{"skipResourceLimits": 1}"#, "skipResourceLimits");
+        check(r#"{"allowedConnections": 1}"#, "allowedConnections: 1");
+        check(r#"{"AllowedConnections": "s/80/tcp"}"#, "allowedConnections: \"s/80/tcp\"");
+        check(r#"{"allowedConnections": [80]}"#, "allowedConnections[0]: 80");
+        check(r#"{"allowedConnections": {"s/80/tcp": 1}}"#, "allowedConnections.s/80/tcp: 1");
     }
 
     #[test]
