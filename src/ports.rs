@@ -15,7 +15,9 @@ use crate::model::desired::InstanceNetwork;
 use crate::model::event::Exit;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started, Verified};
+use crate::model::job::{
+    Doubt, InstallPlan, Installed, Keep, Record, Row, StartPlan, Started, Verified,
+};
 use crate::model::node::Host;
 use crate::model::service::{InstalledService, Quotas, ServiceImage};
 use crate::model::traffic::Traffic;
@@ -60,8 +62,8 @@ pub trait Bundles: Send + Sync {
     /// Returns the directory.
     fn prepare(&self, id: &InstanceId) -> Result<PathBuf, Failure>;
     /// State file, storage directory, mount points, overlay mount and `config.json`. Returns why
-    /// the kernel may not be able to execute the program.
-    fn build(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Failure>;
+    /// the program may not be executed.
+    fn build(&self, plan: &StartPlan) -> Result<Option<Doubt>, Failure>;
     /// Path of the bundle of an instance, whether or not it exists.
     fn path(&self, id: &InstanceId) -> PathBuf;
     /// Writes the record atomically.

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use crate::jobs::Ports;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, PackageKey};
-use crate::model::job::{InstallPlan, Installed, Keep, Record, Row, StartPlan, Started, Verified};
+use crate::model::job::{
+    Doubt, InstallPlan, Installed, Keep, Record, Row, StartPlan, Started, Verified,
+};
 use crate::model::service::{InstalledService, ServiceImage};
 use crate::ports::{
     Bundles, Halt, Images, Init, InstanceData, LogSinks, Network, NetworkPlan, Runtime, Stdio,
@@ -25,6 +27,8 @@ pub(crate) struct Fake {
     pub(crate) containers: Vec<&'static str>,
     pub(crate) networks: Vec<&'static str>,
     pub(crate) sinks: Vec<&'static str>,
+    /// Of the program of every instance.
+    pub(crate) doubt: Option<Doubt>,
 }
 
 impl Fake {
@@ -105,8 +109,8 @@ impl Bundles for Fake {
     fn prepare(&self, _: &InstanceId) -> Result<PathBuf, Failure> {
         self.call("prepare").map(|()| "/bundle".into())
     }
-    fn build(&self, _: &StartPlan) -> Result<Option<Box<str>>, Failure> {
-        self.call("build").map(|()| Some("doubt".into()))
+    fn build(&self, _: &StartPlan) -> Result<Option<Doubt>, Failure> {
+        self.call("build").map(|()| self.doubt.clone())
     }
     fn path(&self, _: &InstanceId) -> PathBuf {
         "/bundle".into()

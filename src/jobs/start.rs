@@ -9,10 +9,13 @@ use std::path::Path;
 use crate::jobs::{Ports, stop};
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
-use crate::model::job::{Record, StartKind, StartPlan, Started};
+use crate::model::job::{Doubt, Record, StartKind, StartPlan, Started};
 use crate::ports::{Init, NetworkPlan, Stdio};
 use crate::sys::fault;
 use crate::sys::span::span;
+
+/// How a runtime calls a program that it cannot execute, where it does not name it.
+const EXECUTABLE: &str = "executable";
 
 /// What came of a start.
 #[derive(Debug, PartialEq)]
@@ -51,8 +54,33 @@ fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started
 
     fault::point("start step");
     let doubt = span("build", id, || ports.bundles.build(plan))?;
-    let started = container(ports, plan, &bundle, stdio, undo)?;
-    Ok(Started { doubt, ..started })
+    match container(ports, plan, &bundle, stdio, undo) {
+        Ok(started) => {
+            let doubt = doubt.and_then(|doubt| match doubt {
+                // The runtime has found it after all, in something that it has mounted itself.
+                Doubt::Refused(_) => None,
+                Doubt::Unloadable(why) => Some(why),
+            });
+            Ok(Started { doubt, ..started })
+        }
+        Err(failure) => Err(explained(failure, plan, doubt)),
+    }
+}
+
+/// A runtime that refuses a program may not say which one, or what is wrong with it.
+fn explained(failure: Failure, plan: &StartPlan, doubt: Option<Doubt>) -> Failure {
+    let image = &plan.image.image;
+    let program = image.entrypoint.first().or(image.cmd.first());
+    let reason = match (doubt, program) {
+        (Some(Doubt::Refused(why) | Doubt::Unloadable(why)), _) => why.into_string(),
+        (None, Some(program))
+            if failure.message.contains(EXECUTABLE) && !failure.message.contains(program) =>
+        {
+            format!("{program:?}")
+        }
+        (None, _) => return failure,
+    };
+    Failure { message: format!("{}: {reason}", failure.message), ..failure }
 }
 
 /// Sink and container on the bundle, mounts and network that are still there. A failure takes
@@ -60,7 +88,8 @@ fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started
 fn again(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started, Failure> {
     ports.bundles.record(&plan.id, &starting(plan))?;
     let stdio = ports.sinks.open(plan)?;
-    container(ports, plan, &ports.bundles.path(&plan.id), stdio, undo)
+    let started = container(ports, plan, &ports.bundles.path(&plan.id), stdio, undo);
+    started.map_err(|failure| explained(failure, plan, None))
 }
 
 fn container(
@@ -171,10 +200,7 @@ mod tests {
         let unkillable = failing.contains(&"kill") && failing.contains(&"delete");
         assert_eq!(outcome.unkillable, unkillable, "{kind:?} {failing:?}");
         let expect = match failing.first() {
-            None => {
-                let doubt = (kind == StartKind::Fresh).then(|| "doubt".into());
-                Ok(Started { pid: 4242, doubt })
-            }
+            None => Ok(Started { pid: 4242, doubt: None }),
             Some(first) => Err(Failure::text(format!("{first} failed"))),
         };
         assert_eq!(outcome.result, expect);
@@ -233,6 +259,54 @@ mod tests {
         let created = format!("{begin} create record-running(4242,77)");
         check(&["record-running"], &format!("{created} kill delete"));
         check(&["start"], &format!("{created} start kill delete"));
+    }
+
+    #[test]
+    fn a_program_that_is_refused_is_named() {
+        let check = |doubt: Option<Doubt>, failing: &[&'static str], expect: Result<&str, &str>| {
+            let mut fake = Fake::failing(failing);
+            fake.doubt = doubt;
+            let (outcome, _) = fake.run(|ports| start(ports, &fake::plan()));
+            let told = match &outcome.result {
+                Ok(started) => Ok(started.doubt.as_deref().unwrap_or_default()),
+                Err(failure) => Err(failure.message.as_str()),
+            };
+            assert_eq!(told, expect);
+        };
+        let refused = || Some(Doubt::Refused("it is locked".into()));
+        let unloadable = || Some(Doubt::Unloadable("it is empty".into()));
+        check(unloadable(), &[], Ok("it is empty"));
+        check(unloadable(), &["create"], Err("create failed: it is empty"));
+        check(refused(), &["create"], Err("create failed: it is locked"));
+        check(refused(), &["start"], Err("start failed: it is locked"));
+        // The runtime knows better.
+        check(refused(), &[], Ok(""));
+        check(None, &["create"], Err("create failed"));
+    }
+
+    #[test]
+    fn a_program_of_which_nothing_is_known_is_named() {
+        let mut plan = fake::plan();
+        let check = |plan: &StartPlan, message: &str, expect: &str| {
+            let failure = Failure { transient: true, ..Failure::text(message) };
+            let told = explained(failure.clone(), plan, None);
+            assert_eq!(told, Failure { message: expect.to_owned(), ..failure });
+        };
+        let denied = "open executable: Permission denied";
+        let set = |plan: &mut StartPlan, entrypoint: &[&str], cmd: &[&str]| {
+            let image = &mut Arc::make_mut(&mut plan.image).image;
+            image.entrypoint = entrypoint.iter().map(|word| (*word).to_owned()).collect();
+            image.cmd = cmd.iter().map(|word| (*word).to_owned()).collect();
+        };
+        set(&mut plan, &["/storage/run", "-x"], &["y"]);
+        check(&plan, denied, "open executable: Permission denied: \"/storage/run\"");
+        let named = "executable file `/storage/run` not found";
+        check(&plan, named, named);
+        check(&plan, "no space", "no space");
+        set(&mut plan, &[], &["run"]);
+        check(&plan, denied, "open executable: Permission denied: \"run\"");
+        set(&mut plan, &[], &[]);
+        check(&plan, denied, denied);
     }
 
     #[test]

@@ -277,6 +277,15 @@ pub enum JobDone {
 /// Used bytes of file systems by path, or why they are not known.
 pub type DiskFigures = Vec<(PathBuf, Result<u64, String>)>;
 
+/// What a look at the program of an instance tells before anybody executes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Doubt {
+    /// Why a runtime refuses it.
+    Refused(Box<str>),
+    /// Why the kernel may not be able to execute it although the runtime finds it.
+    Unloadable(Box<str>),
+}
+
 /// A running container.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Started {

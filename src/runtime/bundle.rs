@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::failure::Failure;
 use crate::model::id::InstanceId;
-use crate::model::job::{Record, StartPlan};
+use crate::model::job::{Doubt, Record, StartPlan};
 use crate::ports::Bundles;
 use crate::runtime::spec::{self, Resolved, SpecSettings};
 use crate::runtime::storage::{self, Owner, Place};
@@ -147,7 +147,7 @@ impl BundleStore {
         Ok(bundle)
     }
 
-    fn build_bundle(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Error> {
+    fn build_bundle(&self, plan: &StartPlan) -> Result<Option<Doubt>, Error> {
         let bundle = self.bundle(&plan.id)?;
         let spec = spec::build(plan, &self.settings.spec, &self.resolve(plan)?)?;
         let mounts = bundle.join("mounts");
@@ -308,7 +308,7 @@ impl Bundles for BundleStore {
         self.prepare_bundle(id).map_err(|error| Failure::lasting(&error))
     }
 
-    fn build(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Failure> {
+    fn build(&self, plan: &StartPlan) -> Result<Option<Doubt>, Failure> {
         self.build_bundle(plan).map_err(|error| Failure::lasting(&error))
     }
 

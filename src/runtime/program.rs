@@ -1,9 +1,10 @@
 //! Whether the kernel can execute the program of an instance, as far as one can tell by looking.
 //!
 //! Runs on exec threads, once the root file system is mounted. A runtime refuses a program that is
-//! missing or not executable. One that the kernel cannot load lets the init end with code 1, and
-//! the reason is written to the output of the instance alone; so it is worked out here, for the
-//! status. It is a doubt and no refusal: the node may have handlers for other formats.
+//! missing or not executable, but crun does not always say which one. One that the kernel cannot
+//! load lets the init end with code 1, and the reason is written to the output of the instance
+//! alone. So both are worked out here, for the status. It is a doubt and no refusal: what the
+//! runtime mounts is not there yet, and the node may have handlers for other formats.
 
 use std::fs::File;
 use std::io;
@@ -13,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
+use crate::model::job::Doubt;
 use crate::runtime::oci;
 use crate::sys::fs::{open_dir, open_in_root};
-use crate::sys::is_errno;
 
 /// Interpreters of interpreters that are followed; the kernel follows as many.
 const MAX_INTERPRETERS: usize = 5;
@@ -39,17 +40,18 @@ const MACHINES: &[u16] = if cfg!(target_arch = "x86_64") {
     &[]
 };
 
-/// Why the kernel may not execute the program of this process, whose root directory is `root`.
-/// `mounts` are not there yet: nothing is said of files below them.
-pub(super) fn doubt(
-    root: &Path,
-    process: &oci::Process,
-    mounts: &[oci::Mount],
-) -> Option<Box<str>> {
+/// Why the program of this process, whose root directory is `root`, may not be executed. `mounts`
+/// are not there yet: nothing is said of files below them.
+pub(super) fn doubt(root: &Path, process: &oci::Process, mounts: &[oci::Mount]) -> Option<Doubt> {
     let root = open_dir(root).ok()?;
     let look = Look { open: &|path| open_in_root(root.as_fd(), path), mounts };
-    let (path, file) = look.program(process)?;
-    look.examine(&path, &file, MAX_INTERPRETERS).map(String::into_boxed_str)
+    match look.program(process)? {
+        Ok((path, file)) => {
+            let why = look.examine(&path, &file, MAX_INTERPRETERS)?;
+            Some(Doubt::Unloadable(why.into_boxed_str()))
+        }
+        Err(why) => Some(Doubt::Refused(why.into_boxed_str())),
+    }
 }
 
 struct Look<'a> {
@@ -58,19 +60,29 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// The program that a runtime finds.
-    fn program(&self, process: &oci::Process) -> Option<(PathBuf, File)> {
+    /// The program that a runtime finds, or why it finds none; `None` = that cannot be told.
+    fn program(&self, process: &oci::Process) -> Option<Result<(PathBuf, File), String>> {
         let name = process.args.first()?;
-        let path = process.env.iter().find_map(|variable| variable.strip_prefix("PATH="));
-        let places = match name.contains('/') {
-            true => vec![process.cwd.as_str()],
-            false => path?.split(':').collect(),
-        };
-        let paths = places.into_iter().map(|place| Path::new(place).join(name));
-        paths.filter(|path| !self.is_hidden(path)).find_map(|path| {
-            let file = self.executable(&path).ok()?;
-            Some((path, file))
-        })
+        if name.contains('/') {
+            let path = Path::new(&process.cwd).join(name);
+            if self.is_hidden(&path) {
+                return None;
+            }
+            return match self.executable(&path) {
+                Ok(file) => Some(Ok((path, file))),
+                Err(error) => Some(Err(format!("{path:?} {}", refusal(&error)?))),
+            };
+        }
+        let places = process.env.iter().find_map(|variable| variable.strip_prefix("PATH="))?;
+        let mut hidden = false;
+        for path in places.split(':').map(|place| Path::new(place).join(name)) {
+            if self.is_hidden(&path) {
+                hidden = true;
+            } else if let Ok(file) = self.executable(&path) {
+                return Some(Ok((path, file)));
+            }
+        }
+        (!hidden).then(|| Err(format!("{name:?} is in no directory of PATH")))
     }
 
     fn executable(&self, path: &Path) -> io::Result<File> {
@@ -115,11 +127,7 @@ impl Look<'_> {
         match self.executable(path) {
             Ok(file) if what == "interpreter" => self.examine(path, &file, left - 1),
             Ok(_) => None,
-            Err(error) if is_errno(&error, Errno::ENOSYS) => None,
-            Err(error) if is_errno(&error, Errno::EACCES) => {
-                Some(format!("the {what} {name:?} of {of:?} is not executable"))
-            }
-            Err(_) => Some(format!("the {what} {name:?} of {of:?} is not there")),
+            Err(error) => Some(format!("the {what} {name:?} of {of:?} {}", refusal(&error)?)),
         }
     }
 
@@ -133,6 +141,16 @@ impl Look<'_> {
         }
         let loader = elf.loader(file).ok()??;
         self.examine_needed(path, "loader", &loader, 1)
+    }
+}
+
+/// What this error says about a file that somebody wants to execute; `None` = nothing.
+fn refusal(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_raw(error.raw_os_error()?) {
+        Errno::EACCES => Some("is not executable"),
+        Errno::ENOENT | Errno::ENOTDIR => Some("is not there"),
+        Errno::ELOOP => Some("is a link without an end"),
+        _ => None,
     }
 }
 
@@ -242,7 +260,10 @@ mod tests {
             source: "/x".into(),
             options: Vec::new(),
         };
-        doubt(root, &process, &[mount]).map(String::from)
+        doubt(root, &process, &[mount]).map(|doubt| match doubt {
+            Doubt::Refused(why) => format!("refused: {why}"),
+            Doubt::Unloadable(why) => why.into(),
+        })
     }
 
     /// A program with a loader.
@@ -278,20 +299,35 @@ mod tests {
             ("app/meta", b"#!/app/script\n", 0o755),
         ]);
         symlink("/bin/../../bin/sh", dir.path().join("app/link")).unwrap();
-        for program in ["sh", "/bin/sh", "./script", "link", "/app/link", "../bin/sh"] {
+        for program in ["sh", "/bin/sh", "./script", "./link", "/app/link", "../bin/sh"] {
             assert_eq!(doubt_of(dir.path(), &[program, "x"]), None, "{program}");
         }
         for program in ["/app/mounted", "/app/loaded", "/app/meta", "/mounted/bin"] {
-            assert_eq!(doubt_of(dir.path(), &[program]), None, "{program}");
-        }
-        // What a runtime refuses is its business.
-        for program in ["none", "/none", "/bin"] {
             assert_eq!(doubt_of(dir.path(), &[program]), None, "{program}");
         }
         assert_eq!(doubt_of(dir.path(), &[]), None);
         assert_eq!(doubt_of(&dir.path().join("none"), &["/bin/sh"]), None);
         let own = std::env::current_exe().unwrap();
         assert_eq!(doubt_of(Path::new("/"), &[own.to_str().unwrap()]), None);
+    }
+
+    #[test]
+    fn programs_that_a_runtime_refuses() {
+        let dir = root(&[("app/closed", b"#!/app/closed", 0o644), ("bin/closed", b"x", 0o644)]);
+        symlink("b", dir.path().join("app/a")).unwrap();
+        symlink("a", dir.path().join("app/b")).unwrap();
+        let check = |program: &str, expect: &str| {
+            let expect = Some(format!("refused: {expect}"));
+            assert_eq!(doubt_of(dir.path(), &[program, "x"]), expect, "{program}");
+        };
+        check("/none", r#""/none" is not there"#);
+        check("./none", r#""/app/./none" is not there"#);
+        check("/app/closed/none", r#""/app/closed/none" is not there"#);
+        check("/app/closed", r#""/app/closed" is not executable"#);
+        check("/bin", r#""/bin" is not executable"#);
+        check("/app/a", r#""/app/a" is a link without an end"#);
+        check("none", r#""none" is in no directory of PATH"#);
+        check("closed", r#""closed" is in no directory of PATH"#);
     }
 
     #[test]

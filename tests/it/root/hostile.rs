@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use aos_servicemanager::sys::fs::write_plain;
+use aos_servicemanager::sys::fs::{make_dirs, write_plain};
 
 use crate::common::need::{self, require};
 use crate::common::unit::{Setup, Unit, with_a_good_one};
@@ -52,7 +52,7 @@ fn programs_that_cannot_run(mut unit: Unit) {
     let cases: [(&str, &[u8], u32, &str); 6] = [
         ("text", b"just some text\n", 0o755, "\"/program\" is neither an ELF program nor"),
         ("foreign", foreign, 0o755, "\"/program\" is for another processor"),
-        ("locked", b"#!/busybox sh\n", 0o644, "ermission denied"),
+        ("locked", b"#!/busybox sh\n", 0o644, "ermission denied: \"/program\" is not executable"),
         ("interpreter", b"#!/no/such\n", 0o755, "the interpreter \"/no/such\" of \"/program\" is"),
         ("windows", b"#!/busybox\r\n", 0o755, "the interpreter \"/busybox\\r\" of \"/program\" is"),
         ("loader", &loader, 0o755, "the loader \"/no/such/loader\" of \"/program\" is not there"),
@@ -60,7 +60,18 @@ fn programs_that_cannot_run(mut unit: Unit) {
     for (id, content, mode, _) in cases {
         service_with(&mut unit, id, &[("program", content, mode)], "entrypoint=/program");
     }
-    service_with(&mut unit, "directory", &[], "entrypoint=/usr");
+    let refused = [
+        ("directory", "/usr"),
+        ("missing", "/no/such/program"),
+        ("unknown", "no-such-program"),
+        ("stored", "/storage/program"),
+    ];
+    for (id, program) in refused {
+        service_with(&mut unit, id, &[], &format!("entrypoint={program}"));
+    }
+    let storage = unit.path("sm/storages/stored_subject_0");
+    make_dirs(&storage, 0o755).unwrap();
+    write_plain(&storage.join("program"), b"#!/busybox sh\n", 0o644).unwrap();
     service_with(
         &mut unit,
         "nowhere",
@@ -71,7 +82,15 @@ fn programs_that_cannot_run(mut unit: Unit) {
     unit.say("run");
     unit.say("wait active good");
     let expect = cases.map(|(id, .., text)| (id, text)).into_iter();
-    let expect: Vec<_> = expect.chain([("directory", "exec"), ("nowhere", "directory")]).collect();
+    let more = [
+        ("directory", "\"/usr\" is not executable"),
+        ("missing", "\"/no/such/program\" is not there"),
+        ("unknown", "\"no-such-program\" is in no directory of PATH"),
+        // It is on what the runtime mounts: nobody else can look.
+        ("stored", "\"/storage/program\""),
+        ("nowhere", "directory"),
+    ];
+    let expect: Vec<_> = expect.chain(more).collect();
     for (id, _) in &expect {
         unit.say(&format!("wait failed {id} 60s"));
     }

@@ -8,7 +8,7 @@ use aos_servicemanager::model::event::{Event, Exit};
 use aos_servicemanager::model::failure::Failure;
 use aos_servicemanager::model::id::{InstanceId, NetworkId, PackageKey};
 use aos_servicemanager::model::job::{
-    InstallPlan, Installed, Keep, Package, Record, Row, StartPlan, Started, Verified,
+    Doubt, InstallPlan, Installed, Keep, Package, Record, Row, StartPlan, Started, Verified,
 };
 use aos_servicemanager::model::service::{
     InstalledLayer, InstalledService, ServiceConfig, ServiceImage,
@@ -385,7 +385,7 @@ impl Bundles for Host {
         Ok(Bundles::path(self, id))
     }
 
-    fn build(&self, plan: &StartPlan) -> Result<Option<Box<str>>, Failure> {
+    fn build(&self, plan: &StartPlan) -> Result<Option<Doubt>, Failure> {
         let mut inner = self.lock();
         inner.call("build")?;
         assert!(inner.images.contains(&plan.service.path), "the image of a started service exists");
@@ -396,7 +396,7 @@ impl Bundles for Host {
         inner.rootfs.insert(plan.id.clone(), plan.service.path.clone());
         inner.secrets.insert(plan.id.clone(), secret);
         inner.built.insert(plan.id.clone(), plan.service.key.version.to_string());
-        Ok(inner.doubt.as_deref().map(Box::from))
+        Ok(inner.doubt.as_deref().map(|why| Doubt::Unloadable(why.into())))
     }
 
     fn path(&self, id: &InstanceId) -> PathBuf {
