@@ -278,6 +278,17 @@ impl Unit {
         self.daemon = Some(Program::start(&self.space, &mut command));
     }
 
+    /// Starts the daemon with a tracer, which is no parent of it and writes these system calls to a
+    /// file.
+    pub fn start_daemon_traced(&mut self, calls: &str, to: &Path) {
+        assert!(self.daemon.is_none(), "there is a daemon already");
+        let mut command = Command::new(need::program("strace").unwrap());
+        command.args(["-D", "-f", "-qq", "-s", "256", "-e", calls, "-o"]).arg(to);
+        command.arg(daemon_program()).args(["-v", "debug", "-c"]).arg(self.config());
+        command.current_dir(self.dir.path());
+        self.daemon = Some(Program::start(&self.space, &mut command));
+    }
+
     /// Runs the program with flags and the unit's configuration to its end.
     pub fn run_to_end(&self, flags: &[&str]) -> (Option<i32>, String, String) {
         let mut command = self.command(flags);

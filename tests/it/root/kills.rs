@@ -10,7 +10,7 @@ use std::fs;
 
 use crate::common::chance::{self, chance};
 use crate::common::host;
-use crate::common::need::require;
+use crate::common::need::{self, require};
 use crate::common::unit::{Setup, Unit};
 use crate::common::wait_until;
 
@@ -60,24 +60,20 @@ const ROUNDS_PER_KILL: usize = 4;
 /// Every so many rounds all instances are started anew.
 const FORCED: u64 = 4;
 
-fn declare(unit: &mut Unit) {
+/// Tells the unit what its CM wants. What stays is wanted with the same parameters as before.
+fn declare(unit: &mut Unit, request: Request) {
+    unit.say("clear");
     unit.service("a", "exec /busybox sleep 10000", "");
     let polite = "trap \"exit 0\" TERM; while :; do /busybox sleep 1000 & wait $!; done";
     unit.service("b", polite, "stop-signal=SIGTERM");
-    let busybox = crate::common::need::program("busybox").unwrap();
+    let busybox = need::program("busybox").unwrap();
     unit.say(&format!(
         "service secret {busybox} entrypoint=/busybox cmd=sleep cmd=10000 \
          config='{{\"permissions\":{{\"vis\":{{\"*\":\"rw\"}}}}}}'"
     ));
-}
-
-fn ask(unit: &mut Unit, request: Request, force: bool) -> bool {
-    unit.say("clear");
-    declare(unit);
     for (service, count) in request {
-        unit.say(&format!("instance {service} count={count}"));
+        unit.say(&format!("instance {service} count={count} uid=5000"));
     }
-    unit.try_say(if force { "run force" } else { "run" })
 }
 
 /// Every wanted instance runs exactly once, and there is nothing else.
@@ -109,6 +105,7 @@ fn is_init(pid: u32) -> bool {
 
 /// One life that may end at a step; true if it did.
 fn risky_life(unit: &mut Unit, point: &str, request: Request, force: bool) -> bool {
+    let run = if force { "run force" } else { "run" };
     unit.look();
     unit.start_daemon_with(&[("AOS_FAULT_AT", point)]);
     let mut asked = false;
@@ -118,7 +115,7 @@ fn risky_life(unit: &mut Unit, point: &str, request: Request, force: bool) -> bo
         }
         if !asked {
             let registered = unit.seen().iter().any(|line| line.contains("full status"));
-            asked = registered && ask(unit, request, force);
+            asked = registered && unit.try_say(run);
             return false;
         }
         let reported = request.is_empty() || unit.try_say("wait active 1s");
@@ -138,7 +135,7 @@ fn risky_life(unit: &mut Unit, point: &str, request: Request, force: bool) -> bo
 fn good_life(unit: &mut Unit, request: Request, after: &str) {
     unit.start_daemon();
     unit.say("wait registered");
-    assert!(ask(unit, request, false));
+    unit.say("run");
     if !request.is_empty() {
         unit.say("wait active 120s");
     }
@@ -159,6 +156,7 @@ fn kills(setup: Setup, course: &Course, nth: u64) {
         let (name, count) = course.points[usize::try_from(random.below(3)).unwrap()];
         let point = format!("{name}:{}", 1 + random.below(count));
         let force = random.below(FORCED) == 0;
+        declare(&mut unit, request);
         deaths += usize::from(risky_life(&mut unit, &point, request, force));
         let seed = chance::seed();
         good_life(&mut unit, request, &format!("AOS_KILL_SEED={seed}, round {rounds}, {point}"));
