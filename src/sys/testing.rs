@@ -37,6 +37,11 @@ pub(crate) fn in_own_process_with(name: &str, env: &[(&str, &Path)], body: impl 
     }
 }
 
+/// How often a test kills: `AOS_KILLS`, as the integration tests read it, or what is usual.
+pub(crate) fn kills(usual: u32) -> u32 {
+    std::env::var("AOS_KILLS").map_or(usual, |text| text.parse().unwrap())
+}
+
 /// From here on the calling thread, and what it starts, cannot make a process or run a program: the
 /// kernel ends this process if it tries to.
 #[allow(clippy::cast_possible_truncation)]

@@ -8,6 +8,8 @@ mod common;
 #[cfg(feature = "sim")]
 mod daemon;
 mod program;
+mod required;
+mod requirements;
 #[cfg(feature = "sim")]
 mod root;
 mod sim;

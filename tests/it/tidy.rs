@@ -204,3 +204,13 @@ fn nothing_unfinished() {
         assert!(!text.contains(&placeholder), "{} is a placeholder", path.display());
     }
 }
+
+/// neli formats whole messages for them, and starts a thread of its own where it is asked to.
+#[test]
+fn trace_messages_are_for_debug_builds() {
+    let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
+    let line = |name: &str| manifest.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(line("log = ").contains("\"release_max_level_debug\""));
+    assert!(line("neli = ").contains("default-features = false"));
+    absent(&["NlRouter"], |_| true);
+}

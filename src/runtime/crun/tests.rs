@@ -15,7 +15,7 @@ use crate::model::id::{InstanceIdent, ServiceId, SubjectId};
 use crate::model::job::LimiterState;
 use crate::ports::CommandEnd;
 use crate::probe;
-use crate::sys::testing::{PATIENCE, in_own_process, wait_until};
+use crate::sys::testing::{PATIENCE, in_own_process, kills, wait_until};
 use crate::sys::{command, thread};
 
 const ID: &str = "0b0c4f0e-6f0a-4d5e-9d3f-2f1f6a0f8a11";
@@ -559,13 +559,15 @@ fn own_children() -> Vec<u32> {
     pids
 }
 
-/// The runtime is killed at any moment of a create: afterwards all can be removed.
-fn killed_runtimes_leave_nothing(bench: &Bench, rounds: u32, step: Duration) {
+/// The runtime is killed at any moment of a create, which takes about `span`: afterwards all can be
+/// removed.
+fn killed_runtimes_leave_nothing(bench: &Bench, rounds: u32, span: Duration) {
     let crun = &bench.crun;
+    let rounds = kills(rounds);
     let bundle = bench.bundle(&["/bin/sleep", "1000"]);
     let (mut failed, mut created) = (0, 0);
     for round in 0..rounds {
-        let at = step * round;
+        let at = span * round / rounds;
         let result = std::thread::scope(|scope| {
             let create = scope.spawn(|| crun.create(&id(), &bundle, devnull()));
             wait_until("the runtime", || !own_children().is_empty() || create.is_finished());
@@ -595,6 +597,7 @@ fn killed_runtimes_leave_nothing(bench: &Bench, rounds: u32, step: Duration) {
         while bench.events.try_recv().is_ok() {}
     }
     assert!(failed > 0, "{created} created");
+    println!("rounds={rounds} created={created} failed={failed}");
 }
 
 /// A runtime that never comes back is killed, with what it has started.
@@ -672,9 +675,9 @@ real! {
     runc_many_at_once: Runc, |bench| many_at_once(bench, 16);
     crun_many_at_once: Crun, |bench| many_at_once(bench, 64);
     runc_killed_at_any_moment: Runc,
-        |bench| killed_runtimes_leave_nothing(bench, 80, Duration::from_micros(500));
+        |bench| killed_runtimes_leave_nothing(bench, 80, Duration::from_millis(40));
     crun_killed_at_any_moment: Crun,
-        |bench| killed_runtimes_leave_nothing(bench, 120, Duration::from_micros(130));
+        |bench| killed_runtimes_leave_nothing(bench, 120, Duration::from_millis(16));
     crun_executed_once: Crun, crun_is_executed_once;
     runc_hangs: Runc, a_hanging_runtime_is_killed;
 }

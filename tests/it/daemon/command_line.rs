@@ -1,4 +1,5 @@
-//! Flags, configurations that cannot be used, the lock.
+//! The program before it serves anybody: flags, configurations that cannot be used, kernels that
+//! are too old, the lock, and the errands that it runs for itself.
 
 use std::fs;
 use std::process::Command;

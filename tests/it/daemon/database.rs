@@ -1,4 +1,5 @@
-//! Databases that cannot be used.
+//! Databases that cannot be used: the daemon sets them aside, begins with an empty one, and what
+//! the CM asks for next makes it whole again.
 
 use std::fs;
 

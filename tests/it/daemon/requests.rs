@@ -1,4 +1,5 @@
-//! What the CM asks, and what it gets.
+//! What the CM asks, and what it gets: registration, node configuration, figures, logs and
+//! variables, also too much of them, and messages that nobody should send.
 
 use std::fs;
 use std::io::Write;
@@ -38,10 +39,12 @@ fn node_configuration() {
         unit.expect("<- sm  node config status")
     };
     let good = r#"{"nodeType": "main", "priority": 5}"#;
+    // An answer has the error and nothing else.
+    let nothing = "node config status: node  type  version ";
     let line = set(&mut unit, "config check FILE 1.0.0", good);
-    assert!(!line.contains("error"), "{line}");
+    assert!(line.ends_with(nothing), "{line}");
     let line = set(&mut unit, "config set FILE 1.0.0", good);
-    assert!(!line.contains("error"), "{line}");
+    assert!(line.ends_with(nothing), "{line}");
     let line = set(&mut unit, "config get", good);
     assert!(
         line.contains("node node0 type main version 1.0.0") && !line.contains("error"),
@@ -49,11 +52,21 @@ fn node_configuration() {
     );
 
     let line = set(&mut unit, "config check FILE 2.0.0", "{not json");
-    assert!(line.contains("error: "), "{line}");
+    assert!(line.contains(nothing) && line.contains("error: "), "{line}");
     let line = set(&mut unit, "config set FILE 2.0.0", r#"{"nodeType": 5}"#);
-    assert!(line.contains("error: ") && line.contains("nodeType"), "{line}");
+    assert!(line.contains(nothing) && line.contains("error: "), "{line}");
+    assert!(line.contains("nodeType"), "{line}");
     let line = set(&mut unit, "config get", good);
     assert!(line.contains("version 1.0.0"), "{line}");
+
+    // What a CM sends when it has nothing for this node; and a version that is not the message's.
+    for (json, version) in [(r#"{"nodeType": ""}"#, "3.0.0"), (r#"{"version": "9.9.9"}"#, "1.0.0")]
+    {
+        let line = set(&mut unit, &format!("config set FILE {version}"), json);
+        assert!(line.ends_with(nothing), "{line}");
+        let line = set(&mut unit, "config get", json);
+        assert!(line.ends_with(&format!("version {version}")), "{line}");
+    }
 
     // It is there in the next life too.
     unit.kill_daemon();

@@ -1,4 +1,5 @@
-//! The wall clock jumps while instances run.
+//! The wall clock jumps while instances run, which they and their supervision must not notice. Only
+//! where the clock belongs to nobody else.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! SIGKILL of the daemon at bad moments.
+//! SIGKILL of the daemon at chosen bad moments: during installs, starts and changes, and while
+//! instances run or end. At random ones: `kills.rs`.
 
 use std::fs;
 use std::io::Write;

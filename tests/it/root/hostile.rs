@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 
 use aos_servicemanager::sys::fs::{make_dirs, write_plain};
 
 use crate::common::need::{self, require};
-use crate::common::unit::{Setup, Unit, with_a_good_one};
+use crate::common::unit::{Setup, Unit};
 use crate::common::wait_until;
 
 /// A service whose root file system has these files beside busybox: name, content, mode.
@@ -192,93 +191,6 @@ fn an_instance_that_eats_memory_for_ever_ends_at_its_start_limit() {
     let line = unit.expect("failed error: start limit reached");
     assert!(line.contains("out of memory") && line.contains("(exit code 137)"), "{line}");
     unit.say("wait active good");
-    unit.stop_daemon();
-    unit.nothing_left();
-}
-
-/// A node in `/dev` of the unit's own space: character device 1:3.
-fn device(unit: &Unit) -> PathBuf {
-    let path = PathBuf::from("/dev/aos-test-device");
-    unit.space.inside(|| {
-        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-        let _ = fs::remove_file(&path);
-        mknod(&path, SFlag::S_IFCHR, Mode::empty(), makedev(1, 3)).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    });
-    path
-}
-
-#[test]
-fn a_device_that_disappears_fails_the_next_start_and_serves_again_when_it_is_back() {
-    require!(root, memory, runc, busybox);
-    let mut unit = Setup::new().with_own_dev().registered();
-    let path = device(&unit);
-    let file = unit.path("node.cfg");
-    let json = r#"{"devices":[{"name":"thing","hostDevices":["/dev/aos-test-device:/dev/thing"]},
-        {"name":"null","hostDevices":["/dev/null:/dev/other"]}]}"#;
-    write_plain(&file, json.as_bytes(), 0o600).unwrap();
-    unit.say(&format!("config set {} 1.0.0", file.display()));
-    unit.say("wait config");
-    let with = |name: &str| {
-        format!(
-            r#"config='{{"devices":[{{"name":"{name}","permissions":"rw"}}],
-            "runParameters":{{"startInterval":"60s","restartInterval":"50ms"}}}}'"#
-        )
-        .replace("\n            ", "")
-    };
-    let busybox = need::program("busybox").unwrap();
-    for (id, name, node) in [("uses", "thing", "/dev/thing"), ("other", "null", "/dev/other")] {
-        unit.say(&format!(
-            "service {id} {busybox} entrypoint=/busybox cmd=sh cmd=-c \
-             cmd='echo x >{node} && echo wrote >/storage/wrote; exec /busybox sleep 10000' {}",
-            with(name)
-        ));
-        unit.say(&format!("instance {id}"));
-    }
-    unit.say("run");
-    unit.say("wait active");
-    unit.expect_stored("uses/subject/0", "wrote", "wrote");
-    // What runs goes on without the node; the next start needs it.
-    unit.space.inside(|| fs::remove_file(&path).unwrap());
-    unit.say("run");
-    unit.say("wait active");
-    unit.look();
-    unit.say("run force");
-    unit.say("wait failed uses 60s");
-    let line = unit.expect("uses/subject/0 version 1.0.0 failed error: ");
-    assert!(line.contains("device thing") && line.contains("/dev/aos-test-device"), "{line}");
-    unit.say("wait active other");
-    // A restart of the daemon tells it too, and serves the other device.
-    unit.kill_daemon();
-    unit.say("wait disconnected");
-    unit.look();
-    unit.start_daemon();
-    unit.say("wait registered");
-    unit.expect("device /dev/aos-test-device is not present on system");
-    unit.say("wait active other");
-    // It is back: SIGHUP is enough.
-    device(&unit);
-    unit.daemon().signal(nix::libc::SIGHUP);
-    unit.say("wait active uses");
-    unit.stop_daemon();
-    unit.nothing_left();
-}
-
-#[test]
-fn a_stored_node_configuration_that_cannot_be_used() {
-    require!(root, memory, runc, busybox);
-    let mut unit = with_a_good_one(Setup::new());
-    let good = unit.pid_of("good/subject/0");
-    unit.kill_daemon();
-    unit.say("wait disconnected");
-    let file = unit.path("sm/work/aos_node.cfg");
-    write_plain(&file, b"{\"devices\": [{]", 0o600).unwrap();
-    unit.look();
-    unit.start_daemon();
-    unit.say("wait registered");
-    unit.expect("node configuration is no JSON object");
-    unit.say("wait active good");
-    assert_eq!(unit.pid_of("good/subject/0"), good, "adopted all the same");
     unit.stop_daemon();
     unit.nothing_left();
 }

@@ -1,4 +1,5 @@
-//! SIGKILL of the daemon at random steps of starting, changing and stopping instances.
+//! SIGKILL of the daemon at random steps of starting, changing and stopping instances, and of its
+//! runtimes at random moments.
 //!
 //! The daemon under test is built with debug assertions, which makes `AOS_FAULT_AT` work: it dies
 //! after an effect of core or between two steps of a script. After each death another daemon
@@ -7,6 +8,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
+
+use aos_servicemanager::sys::pidfd;
+use aos_servicemanager::sys::time::monotonic;
 
 use crate::common::chance::{self, chance};
 use crate::common::host;
@@ -201,4 +206,87 @@ fn killed_at_random_steps_of_sixty_four() {
 fn killed_at_random_steps_of_sixty_four_with_runc() {
     require!(root, memory, runc, busybox);
     kills(Setup::new(), &MANY, 6);
+}
+
+/// Runtimes of a test that are killed.
+const RUNTIMES: usize = 10;
+/// So many one after the other, at most.
+const KILLS_PER_ROUND: u64 = 4;
+/// What a call of a runtime may take on a busy machine, in microseconds.
+const CALL_US: u64 = 30_000;
+
+/// Calls of the runtime that the daemon waits for.
+fn calls(unit: &mut Unit) -> Vec<u32> {
+    let is_call = |pid: &u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        words.any(|word| word == b"create" || word == b"start")
+    };
+    // The main thread alone makes children.
+    let pid = unit.daemon().pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(is_call).collect()
+}
+
+/// Kills one call of the runtime, with what it has started, some time after it was seen. False =
+/// all work is done.
+fn kill_a_call(unit: &mut Unit, request: Request, after: Duration) -> bool {
+    let mut seen = None;
+    wait_until("a call or the end of the work", || {
+        seen = calls(unit).pop();
+        seen.is_some() || is_in_order(unit, request)
+    });
+    let Some(pid) = seen else { return false };
+    let begin = monotonic();
+    while monotonic() < begin + after {
+        std::thread::yield_now();
+    }
+    // It may have ended by itself, which is as good.
+    pidfd::kill_group(pid).is_ok()
+}
+
+/// After each round another request brings every instance exactly once, and nothing is left.
+fn runtimes_are_killed(setup: Setup, nth: u64) {
+    let wanted = chance::kills(RUNTIMES);
+    let mut unit = setup.registered();
+    let mut random = chance(nth);
+    unit.look();
+    let (mut killed, mut rounds) = (0, 0);
+    while killed < wanted {
+        assert!(rounds < wanted * ROUNDS_PER_KILL, "only {killed} kills in {rounds} rounds");
+        let request = FEW.requests[rounds % FEW.requests.len()];
+        rounds += 1;
+        declare(&mut unit, request);
+        unit.say(if random.below(2) == 0 { "run force" } else { "run" });
+        for _ in 0..=random.below(KILLS_PER_ROUND) {
+            let after = Duration::from_micros(random.below(CALL_US));
+            killed += usize::from(kill_a_call(&mut unit, request, after));
+        }
+        unit.say("run");
+        if !request.is_empty() {
+            unit.say("wait active");
+        }
+        let seed = chance::seed();
+        wait_until(&format!("order, AOS_KILL_SEED={seed}, round {rounds}"), || {
+            is_in_order(&unit, request)
+        });
+    }
+    let told = unit.seen().iter().filter(|line| line.contains("killed by signal 9")).count();
+    assert!(told > 0, "no kill was noticed");
+    unit.stop_daemon();
+    unit.nothing_left();
+    println!("killed={killed} rounds={rounds} told={told}");
+}
+
+#[test]
+fn runtimes_killed_at_random_moments_with_crun() {
+    require!(root, memory, crun, busybox);
+    runtimes_are_killed(Setup::crun(), 7);
+}
+
+#[test]
+fn runtimes_killed_at_random_moments_with_runc() {
+    require!(root, memory, runc, busybox);
+    runtimes_are_killed(Setup::new(), 8);
 }

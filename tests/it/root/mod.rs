@@ -3,6 +3,7 @@
 mod clock;
 mod crashes;
 mod data;
+mod devices;
 mod hostile;
 mod hotplug;
 mod kills;

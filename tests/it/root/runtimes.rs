@@ -1,4 +1,5 @@
-//! Runtimes that are missing, fail, or hang.
+//! Runtimes that are missing, fail, or hang: the status says so, nothing else waits for them, and
+//! when they work again so does the instance.
 
 use std::fs;
 use std::io::Write;

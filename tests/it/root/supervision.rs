@@ -1,4 +1,5 @@
-//! Ends of instances, restarts, the start limit.
+//! Ends of instances as the CM hears of them, their restarts up to the start limit, and stops with
+//! and without a signal of their own.
 
 use aos_servicemanager::sys::pidfd;
 

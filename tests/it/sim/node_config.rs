@@ -161,16 +161,21 @@ fn a_fault_is_told_once_in_ten_minutes() {
     assert_eq!(alerts(&unit).len(), 4);
 }
 
-#[test]
-fn a_device_that_comes_back_lets_its_instances_start() {
+/// A unit that is asked for `dev`, whose starts fail for want of its device.
+fn without_its_device() -> Unit {
     let mut unit = Unit::new(5);
     unit.node_config.config = Arc::new(config(&["camera"], &[]));
     unit.device_faults = vec![fault("camera")];
     uses(&unit, "dev", &["camera"], &[]);
     let mut unit = started(unit);
-    // As the start does for want of the device.
     unit.host.fail_starts(true);
     unit.run(request(&[("dev", "1")]));
+    unit
+}
+
+#[test]
+fn a_device_that_comes_back_lets_its_instances_start() {
+    let mut unit = without_its_device();
     unit.settle();
     assert!(unit.full_status()["dev"].starts_with("failed 1 start limit reached"));
     unit.host.fail_starts(false);
@@ -187,13 +192,7 @@ fn a_device_that_comes_back_lets_its_instances_start() {
 #[test]
 fn a_device_that_comes_back_at_any_moment() {
     for moment in 0..60 {
-        let mut unit = Unit::new(5);
-        unit.node_config.config = Arc::new(config(&["camera"], &[]));
-        unit.device_faults = vec![fault("camera")];
-        uses(&unit, "dev", &["camera"], &[]);
-        let mut unit = started(unit);
-        unit.host.fail_starts(true);
-        unit.run(request(&[("dev", "1")]));
+        let mut unit = without_its_device();
         for _ in 0..moment {
             if !unit.step() {
                 unit.pass(Duration::from_secs(5));

@@ -1,4 +1,5 @@
-//! Run requests: what is kept, stopped, started and reported.
+//! Run requests: what is kept, stopped, started and reported, when they follow each other, and when
+//! packages, secrets or the cloud are missing.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Exits, restarts, limits, stops.
+//! Exits, restarts, limits, stops: what core decides about one instance over its time, and what the
+//! CM is told of it.
 
 use std::time::Duration;
 
