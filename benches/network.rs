@@ -5,8 +5,14 @@
 //!     cargo bench --features sim --bench network [-- FLAGS]
 //!
 //! `--json FILE`, `--rounds N` attaches and detaches (100), `--counted N` instances (256),
-//! `--seconds N` for each transfer (1), `--part NAME` of `attach`, `many`, `names`, `counters`,
+//! `--pairs N` of transfers to compare (40), `--milliseconds N` for each of them (250), `--part NAME` of `attach`, `many`, `names`, `counters`,
 //! `throughput` alone.
+//!
+//! Throughput is compared in pairs of short transfers, one after the other and in turns the one or the
+//! other first, with sender and receiver on processors of their own: what else the machine does
+//! meets both. Bare links lead through the same host, where every packet passes connection tracking
+//! and the hooks of the rules, because the host has them. What a host without any of it does stands
+//! beside it.
 //!
 //! Beside attaches stands what the kernel alone takes for a named namespace and a link into it with
 //! both ends up: no address, no bridge, no rules, no files.
@@ -37,6 +43,8 @@ use aos_servicemanager::sys::mount::{isolate, tmpfs};
 use aos_servicemanager::sys::netlink::{Family, Netlink};
 use aos_servicemanager::sys::netns::{self, HostNs};
 use crossbeam::channel::{Receiver, bounded};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use unit::table::{Bar, Table};
 use unit::{Outcome, PATIENCE, args, median, milliseconds, percentile};
 
@@ -60,12 +68,17 @@ const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 const MANY: u64 = 64;
 /// Names asked for, one after the other.
 const QUERIES: usize = 2000;
-/// How often a transfer is repeated; bare and ruled links take turns.
-const TRANSFERS: usize = 9;
+/// Until a new connection is as fast as it gets.
+const RUN_UP: Duration = Duration::from_millis(50);
+/// Processors of sender and receiver.
+const SENDER: usize = 1;
+const RECEIVER: usize = 0;
 /// The least share of the bare throughput that the rules leave.
 const LEAST_SHARE: f64 = 0.95;
 const NETWORK: (&str, &str) = ("net1", "172.17.0.0/16");
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
+/// The end of bare links at the host, and their other end.
+const BARE: [&str; 2] = ["198.51.100.1", "198.51.100.2"];
 /// Not a private address: traffic with it is counted and masqueraded.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
@@ -439,43 +452,80 @@ fn throughput(host: &Place, table: &mut Table) -> Outcome<()> {
     host.net.attach(&plan)?;
     host.ns.create("outside", || Ok(()))?;
     host.ns.create("bare", || Ok(()))?;
-    for command in [
-        "link add up0 type veth peer name eth0 netns outside",
-        "link set up0 up",
-        "addr add 203.0.113.2/24 dev up0",
-        "link add bare0 type veth peer name eth0 netns bare",
-        "link set bare0 up",
-        "addr add 198.51.100.1/24 dev bare0",
-    ] {
-        ip(command)?;
+    link(None, "up0", "203.0.113.2", "outside", "203.0.113.1")?;
+    link(None, "bare0", BARE[0], "bare", BARE[1])?;
+    // A host without rules, and what is behind it.
+    for name in ["router", "behind"] {
+        host.ns.create(name, || Ok(()))?;
     }
-    for (name, commands) in [
-        ("outside", ["addr add 203.0.113.1/24 dev eth0", "route add default via 203.0.113.2"]),
-        ("bare", ["addr add 198.51.100.2/24 dev eth0", "route add default via 198.51.100.1"]),
-    ] {
-        for command in ["link set lo up", commands[0], "link set eth0 up", commands[1]] {
-            ip(&format!("-n {name} {command}"))?;
-        }
-    }
-    let instance = plan.id.as_str();
-    for (about, target, server) in
-        [("to the node", None, None), ("to the outside", Some(OUTSIDE), Some("outside"))]
-    {
-        let (mut ruled, mut bare) = (Vec::new(), Vec::new());
-        for _ in 0..TRANSFERS {
-            let direct = Ipv4Addr::new(198, 51, 100, 1);
-            ruled.push(transfer(host, instance, server, target.unwrap_or(NODE))?);
-            bare.push(transfer(host, "bare", server, target.unwrap_or(direct))?);
-        }
-        // What one transfer finds, its neighbour finds, too.
-        let ratio = middle(bare.iter().zip(&ruled).map(|(bare, ruled)| bare / ruled).collect());
-        let (ruled, bare) = (middle(ruled), middle(bare));
-        table.note(format!("throughput {about}"), "Gbit/s", ruled);
-        table.note(format!("throughput {about}, bare links"), "Gbit/s", bare);
-        let bars = (1.0, 1.0 / LEAST_SHARE);
-        table.judge(format!("bare / with rules, {about}"), "×", ratio, bars, Bar::Soft);
-    }
+    host.ns.enter("router", || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
+    host.ns.create("beyond", || Ok(()))?;
+    link(Some("router"), "up0", "203.0.113.2", "beyond", "203.0.113.1")?;
+    link(Some("router"), "bare0", BARE[0], "behind", BARE[1])?;
+
+    let instance = (plan.id.as_str(), None, NODE);
+    let bare = ("bare", None, BARE[0].parse()?);
+    compare(host, table, "to the node", [instance, bare], None)?;
+    let instance = (plan.id.as_str(), Some("outside"), OUTSIDE);
+    let bare = ("bare", Some("outside"), OUTSIDE);
+    let untouched = ("behind", Some("beyond"), OUTSIDE);
+    compare(host, table, "to the outside", [instance, bare], Some(untouched))?;
     host.net.detach(&plan.id)?;
+    Ok(())
+}
+
+/// Who sends, where the receiver is, and its address.
+type Way<'a> = (&'a str, Option<&'a str>, Ipv4Addr);
+
+/// Puts a link between a host (`None` = this one) and a namespace that has its default route there.
+fn link(host: Option<&str>, name: &str, here: &str, there: &str, address: &str) -> Outcome<()> {
+    let at = |host: Option<&str>| host.map_or_else(String::new, |host| format!("-n {host} "));
+    let (host, space) = (at(host), at(Some(there)));
+    for command in [
+        format!("{host}link add {name} type veth peer name eth0 netns {there}"),
+        format!("{host}link set {name} up"),
+        format!("{host}addr add {here}/24 dev {name}"),
+        format!("{space}link set lo up"),
+        format!("{space}addr add {address}/24 dev eth0"),
+        format!("{space}link set eth0 up"),
+        format!("{space}route add default via {here}"),
+    ] {
+        ip(&command)?;
+    }
+    Ok(())
+}
+
+fn compare(
+    host: &Place,
+    table: &mut Table,
+    about: &str,
+    [instance, bare]: [Way<'_>; 2],
+    untouched: Option<Way<'_>>,
+) -> Outcome<()> {
+    let (mut ruled, mut unruled, mut apart) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..args::number("--pairs", 40)? {
+        if number % 2 == 0 {
+            ruled.push(transfer(host, instance)?);
+            unruled.push(transfer(host, bare)?);
+        } else {
+            unruled.push(transfer(host, bare)?);
+            ruled.push(transfer(host, instance)?);
+        }
+        if let Some(way) = untouched {
+            apart.push(transfer(host, way)?);
+        }
+    }
+    // What one transfer finds, its neighbour finds, too.
+    let ratio = |bare: &[f64]| middle(bare.iter().zip(&ruled).map(|(b, r)| b / r).collect());
+    let (near, far) = (ratio(&unruled), (!apart.is_empty()).then(|| ratio(&apart)));
+    table.note(format!("throughput {about}"), "Gbit/s", middle(ruled));
+    table.note(format!("throughput {about}, bare links"), "Gbit/s", middle(unruled));
+    let bars = (1.0, 1.0 / LEAST_SHARE);
+    table.judge(format!("bare / with rules, {about}"), "×", near, bars, Bar::Soft);
+    if let Some(far) = far {
+        table.note("  host without rules, bridge and masquerade", "Gbit/s", middle(apart));
+        table.note("  compared with that", "×", far);
+    }
     Ok(())
 }
 
@@ -484,8 +534,16 @@ fn middle(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// On a machine with one processor, both share it.
+fn stay_on(processor: usize) {
+    let mut set = CpuSet::new();
+    if set.set(processor).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}
+
 /// Gbit/s from a namespace to a server.
-fn transfer(host: &Place, from: &str, server: Option<&str>, address: Ipv4Addr) -> Outcome<f64> {
+fn transfer(host: &Place, (from, server, address): Way<'_>) -> Outcome<f64> {
     let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0));
     let listener = match server {
         Some(name) => host.ns.enter(name, listen)??,
@@ -494,19 +552,27 @@ fn transfer(host: &Place, from: &str, server: Option<&str>, address: Ipv4Addr) -
     let target = SocketAddr::from((address, listener.local_addr()?.port()));
     let mut sender = host.ns.enter(from, || TcpStream::connect_timeout(&target, PATIENCE))??;
     let (mut receiver, _) = listener.accept()?;
-    let length = Duration::from_secs(args::number("--seconds", 1)?);
+    let length = Duration::from_millis(args::number("--milliseconds", 250)?);
     let flood = thread::spawn(move || {
+        stay_on(SENDER);
         let chunk = vec![7; 128 * 1024];
         // Ends when the other side is closed.
         while sender.write_all(&chunk).is_ok() {}
     });
-    let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0usize);
-    let start = Instant::now();
-    while start.elapsed() < length {
-        bytes += receiver.read(&mut buffer)?;
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    drop(receiver);
+    let measured = thread::spawn(move || -> std::io::Result<f64> {
+        stay_on(RECEIVER);
+        let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0usize);
+        let begun = Instant::now();
+        while begun.elapsed() < RUN_UP {
+            receiver.read(&mut buffer)?;
+        }
+        let start = Instant::now();
+        while start.elapsed() < length {
+            bytes += receiver.read(&mut buffer)?;
+        }
+        Ok(bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9)
+    });
+    let rate = measured.join().map_err(|_| "receiver panicked")??;
     flood.join().map_err(|_| "sender panicked")?;
-    Ok(bytes as f64 * 8.0 / seconds / 1e9)
+    Ok(rate)
 }

@@ -2,10 +2,11 @@
 //! a counter for each direction and, if it is limited, a quota. Local networks are not counted.
 //!
 //! The chains stand before all others, where no verdict of somebody else hides bytes. Quotas stand
-//! before counters, so that what is dropped is not reported. What is counted is the packet at
-//! layer 3. Counters of the node leave out what it forwards, those of instances what the node
-//! itself sends. A kernel without quotas has sets in their place, of the addresses that have used up
-//! what they may.
+//! before counters, so that what is dropped is not reported. Whether a packet is local is the dearest
+//! question, so each end of it is asked once: what is not leads to a chain with quota and counter.
+//! What is counted is the packet at layer 3. Counters of the node leave out what it forwards, those
+//! of instances what the node itself sends. A kernel without quotas has sets in their place, of the
+//! addresses that have used up what they may.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,6 +20,9 @@ use crate::model::id::InstanceId;
 use crate::model::traffic::Volume;
 
 const CHAIN_FORWARD: &str = "aos_acct_fwd";
+/// What comes from the outside to an instance, and what goes there.
+const CHAIN_TO: &str = "aos_acct_to";
+const CHAIN_FROM: &str = "aos_acct_from";
 const CHAIN_INPUT: &str = "aos_acct_in";
 const CHAIN_OUTPUT: &str = "aos_acct_out";
 const PRIORITY: i32 = -10;
@@ -242,6 +246,9 @@ pub(super) fn install(batch: &mut Messages, id: u32, policy: &Policy, node: Volu
         nft::new_counter(batch, TABLE, name, bytes);
     }
     nft::new_counter(batch, TABLE, DENIED, 0);
+    for name in [CHAIN_TO, CHAIN_FROM] {
+        nft::new_chain(batch, TABLE, name, None);
+    }
     for (name, number) in [
         (CHAIN_FORWARD, nft::HOOK_FORWARD),
         (CHAIN_INPUT, nft::HOOK_INPUT),
@@ -281,12 +288,6 @@ fn install_rules(batch: &mut Messages, policy: &Policy) {
         true => p.in_set(gauge.map()).drop(),
         false => p.count_in(gauge.map()).drop(),
     };
-    fn incoming<'p, 'a, 'b>(p: &'p mut Program<'a, 'b>) -> &'p mut Program<'a, 'b> {
-        p.ipv4().source().not_in_set(LOCAL4).destination()
-    }
-    fn outgoing<'p, 'a, 'b>(p: &'p mut Program<'a, 'b>) -> &'p mut Program<'a, 'b> {
-        p.ipv4().destination().not_in_set(LOCAL4).source()
-    }
     let chain = CHAIN_FORWARD;
     if policy.police {
         // All traffic, whoever is at its other end; what is dropped counts nowhere.
@@ -295,13 +296,17 @@ fn install_rules(batch: &mut Messages, policy: &Policy) {
         });
         append_rule(batch, chain, |p| p.ipv4().source().count_in(Gauge::UploadSpeed.map()).drop());
     }
-    append_rule(batch, chain, |p| stop(incoming(p), Gauge::DownloadLimit));
-    append_rule(batch, chain, |p| stop(outgoing(p), Gauge::UploadLimit));
-    append_rule(batch, chain, |p| {
-        incoming(p).count_in(Gauge::Download.map());
+    // Who sends has sent, whatever becomes of it at the limit of the other end.
+    append_rule(batch, chain, |p| p.ipv4().destination().not_in_set(LOCAL4).jump(CHAIN_FROM));
+    append_rule(batch, chain, |p| p.ipv4().source().not_in_set(LOCAL4).jump(CHAIN_TO));
+    // Only IPv4 comes here.
+    append_rule(batch, CHAIN_TO, |p| stop(p.destination(), Gauge::DownloadLimit));
+    append_rule(batch, CHAIN_FROM, |p| stop(p.source(), Gauge::UploadLimit));
+    append_rule(batch, CHAIN_TO, |p| {
+        p.destination().count_in(Gauge::Download.map());
     });
-    append_rule(batch, chain, |p| {
-        outgoing(p).count_in(Gauge::Upload.map());
+    append_rule(batch, CHAIN_FROM, |p| {
+        p.source().count_in(Gauge::Upload.map());
     });
     let [download, upload] = NODE_COUNTERS;
     append_rule(batch, CHAIN_INPUT, |p| {

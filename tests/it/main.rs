@@ -7,6 +7,7 @@
 mod common;
 #[cfg(feature = "sim")]
 mod daemon;
+mod network;
 mod program;
 mod required;
 mod requirements;

@@ -179,13 +179,84 @@ fn one_bad_instance_does_not_stop_those_that_come_with_it() {
     });
 }
 
+/// Somebody else has put an address of ours to another use.
+#[test]
+fn a_key_in_foreign_use_fails_exactly_its_instance() {
+    on_a_host("life_conflict", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let foreign = "add element inet aos aos_cin4 { 172.17.1.5 : \"aos_denied\" }";
+        let Some(()) = rig.nft(foreign) else {
+            println!("SKIP life_conflict: the program nft is missing");
+            return;
+        };
+        let plans: Vec<NetworkPlan> = (1..=16)
+            .map(|number| rig.plan("net1", NET1.1, &format!("172.17.1.{number}"), number))
+            .collect();
+        let failures: Vec<Option<String>> = std::thread::scope(|scope| {
+            let net = &rig.net;
+            let attach = |plan| net.attach(plan).err().map(|failure| failure.message);
+            let asks: Vec<_> = plans.iter().map(|plan| scope.spawn(move || attach(plan))).collect();
+            asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+        });
+        for (plan, failure) in plans.iter().zip(&failures) {
+            let bad = plan.params.ip == "172.17.1.5";
+            assert_eq!(failure.is_some(), bad, "{} {failure:?}", plan.params.ip);
+        }
+        // All or nothing holds for each: of the one that failed there is no trace.
+        assert_eq!((rig.keys(Set::Instances), rig.namespaces().len()), (15, 15));
+        let failed = plans[4].id.as_str();
+        assert!(!rig.nft_list("table inet aos").contains(failed));
+        // When the foreign use ends, it can come.
+        rig.nft("delete element inet aos aos_cin4 { 172.17.1.5 }").unwrap();
+        rig.net.attach(&plans[4]).unwrap();
+        assert_eq!(rig.keys(Set::Instances), 16);
+    });
+}
+
+/// Ids of providers that are UUIDs, and look alike for longer than a name of an interface is.
+#[test]
+fn networks_have_long_names() {
+    on_a_host("life_long_names", |rig: &mut Rig| {
+        let ids = ["8d9f8e3e-2a51-4c6b-9d2f-0a1b2c3d4e5f", "8d9f8e3e-2a51-4c6b-9d2f-0a1b2c3d4e60"];
+        let (one, two) = ((ids[0], NET1.1, NET1.2), (ids[1], "172.18.0.0/16", "172.18.0.1"));
+        assert!(rig.update(&[one, two]).is_empty());
+        let a = rig.plan(ids[0], NET1.1, "172.17.0.2", 0);
+        let b = rig.plan(ids[1], "172.18.0.0/16", "172.18.0.2", 1);
+        for plan in [&a, &b] {
+            rig.net.attach(plan).unwrap();
+            assert!(rig.file(plan, "hosts").contains(plan.network_id.as_str()));
+        }
+        assert!(rig.instance(&a).reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+        assert!(rig.instance(&b).reaches(&rig.node(), [172, 18, 0, 1].into()).is_ok());
+        rig.instance(&a).is_cut_off_from(&rig.instance(&b), [172, 18, 0, 2].into(), 80);
+        let aliases = |rig: &Rig| -> Vec<String> {
+            let bridges = rig.links().into_iter().filter(|link| link.kind == "bridge");
+            let mut aliases: Vec<String> = bridges.map(|link| link.alias).collect();
+            aliases.sort();
+            aliases
+        };
+        assert_eq!(aliases(rig), ids.map(|id| format!("aos:net:{id}")));
+        // The next life finds them again, and an update tells them apart.
+        rig.restart();
+        assert!(rig.update(&[two]).is_empty());
+        rig.net.adopt(&b).unwrap();
+        rig.keep(&[&b.id]);
+        crate::sys::testing::wait_until("one bridge", || aliases(rig).len() == 1);
+        assert!(aliases(rig)[0].ends_with(ids[1]));
+    });
+}
+
 #[test]
 fn attach_replaces_what_is_there() {
     on_a_host("life_replace", |rig: &mut Rig| {
         rig.update(&[NET1]);
         let [a, b] = two(rig);
         rig.net.attach(&b).unwrap();
-        for _ in 0..20 {
+        for number in 0..20 {
+            // Its former namespace and link are not gone yet.
+            if number % 2 == 0 {
+                rig.net.detach(&a.id).unwrap();
+            }
             rig.net.attach(&a).unwrap();
             assert!(rig.instance(&a).reaches(&rig.instance(&b), A2).is_ok());
         }

@@ -68,19 +68,24 @@ fn networks_are_isolated_but_for_allowed_connections() {
         let a2 = rig.plan("net1", NET1.1, "172.17.0.3", 1);
         let mut b = rig.plan("net2", NET2.1, "172.18.0.2", 2);
         b.exposed_ports = vec!["80/tcp".to_owned()];
-        for plan in [&a, &a2, &b] {
-            rig.net.attach(plan).unwrap();
+        // Who came first makes no difference.
+        for order in [[&a, &a2, &b], [&b, &a2, &a]] {
+            for plan in order {
+                rig.net.attach(plan).unwrap();
+            }
+            let (one, other, far) = (rig.instance(&a), rig.instance(&a2), rig.instance(&b));
+            // The target sees an address of the node in its own network.
+            let seen = one.reaches_port(&far, B, 80).unwrap();
+            assert_eq!(seen, Ipv4Addr::new(172, 18, 0, 7));
+            one.is_cut_off_from(&far, B, 81);
+            other.is_cut_off_from(&far, B, 80);
+            far.is_cut_off_from(&one, A, 80);
+            // Nothing is left that the next owner of the address could use.
+            rig.net.detach(&a.id).unwrap();
+            assert_eq!(rig.keys(Set::Allowed), 0);
+            rig.net.detach(&a2.id).unwrap();
+            rig.net.detach(&b.id).unwrap();
         }
-        let (one, other, far) = (rig.instance(&a), rig.instance(&a2), rig.instance(&b));
-        // The target sees an address of the node in its own network.
-        let seen = one.reaches_port(&far, B, 80).unwrap();
-        assert_eq!(seen, Ipv4Addr::new(172, 18, 0, 7));
-        one.is_cut_off_from(&far, B, 81);
-        other.is_cut_off_from(&far, B, 80);
-        far.is_cut_off_from(&one, A, 80);
-        // Nothing is left that the next owner of the address could use.
-        rig.net.detach(&a.id).unwrap();
-        assert_eq!(rig.keys(Set::Allowed), 0);
     });
 }
 
@@ -97,6 +102,23 @@ fn the_outside_is_reached_masqueraded_and_reaches_exposed_ports_only() {
         assert_eq!(outside.reaches_port(&one, A, 8081).unwrap(), OUTSIDE);
         outside.is_cut_off_from(&one, A, 8082);
         assert_eq!(rig.node().reaches(&outside, OUTSIDE).unwrap(), UPLINK);
+    });
+}
+
+/// No rule names an uplink: it may come after the instance, and another one after it.
+#[test]
+fn the_outside_is_reached_over_any_uplink() {
+    on_a_host("reach_uplinks", |rig: &mut Rig| {
+        rig.update(&[NET1]);
+        let a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        rig.net.attach(&a).unwrap();
+        for _ in 0..2 {
+            rig.add_outside();
+            let (one, outside) = (rig.instance(&a), rig.outside());
+            assert_eq!(one.reaches(&outside, OUTSIDE).unwrap(), UPLINK);
+            outside.is_cut_off_from(&one, A, 80);
+            rig.remove_outside();
+        }
     });
 }
 

@@ -17,6 +17,15 @@ const OTHER_SENDS: usize = 8;
 /// All calls of the net thread for one instance that comes and goes: some 50, and 5 more in a build
 /// with debug assertions.
 const MOST_CALLS: usize = 64;
+/// Calls of one attach (network document, section 22), from the request to the reply and whatever
+/// the thread does before it waits again.
+const MOST_CALLS_OF_AN_ATTACH: usize = 31;
+/// Messages of an attach: link, inside, carrier, rules.
+const MOST_SENDS_OF_AN_ATTACH: usize = 4;
+/// Calls that make a namespace for the next attach.
+const MOST_CALLS_AHEAD: usize = 16;
+/// A build with debug assertions looks at each descriptor before it closes it.
+const OF_DEBUG_BUILDS: &str = "fcntl";
 /// How a thread waits, and hears what the kernel announces to everybody.
 const WAITING: [&str; 5] = ["epoll_wait", "futex", "recvfrom", "restart_syscall", "sched_yield"];
 
@@ -134,8 +143,8 @@ fn only_the_runtime_is_run_and_the_network_takes_few_calls() {
     let trace = Trace::read(&String::from_utf8_lossy(&fs::read(&path).unwrap()));
     let children = own.iter().filter_map(|thread| trace.children.get(thread)).flatten();
     let programs: Vec<_> = children.map(|child| trace.programs.get(child)).collect();
-    let runtime = need::program("crun").unwrap();
-    assert!(programs.iter().all(|program| *program == Some(&runtime)), "{programs:?}");
+    let is_runtime = |program: &Option<&String>| program.is_some_and(|p| p.ends_with("/crun"));
+    assert!(programs.iter().all(is_runtime), "{programs:?}");
     // Create and start; the daemon cleans up itself.
     assert_eq!(programs.len(), 2 * INSTANCES);
     assert_eq!(trace.children.get(net), None);
@@ -147,6 +156,80 @@ fn only_the_runtime_is_run_and_the_network_takes_few_calls() {
     assert!(number <= MOST_CALLS * INSTANCES, "{number}: {calls:?}");
     let sends = calls["sendto"];
     assert!(sends <= MOST_SENDS * INSTANCES + OTHER_SENDS, "{sends}: {calls:?}");
+    unit.stop_daemon();
+}
+
+/// Finds the thread of a process that has this name.
+fn thread_named(pid: u32, name: &str) -> String {
+    let comm = |thread: &String| fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm"));
+    let is_it = |thread: &String| comm(thread).is_ok_and(|comm| comm.trim_end() == name);
+    threads(pid).into_iter().find(is_it).unwrap()
+}
+
+/// What a thread does between one wait for events and the next, by the names of its calls and with
+/// what they say.
+fn turns(text: &str, thread: &str) -> Vec<Vec<(String, String)>> {
+    let mut turns = vec![Vec::new()];
+    for line in text.lines() {
+        let Some(call) = line.strip_prefix(thread).map(str::trim_start) else { continue };
+        match call.split_once('(') {
+            Some(("epoll_wait" | "epoll_pwait", _)) => turns.push(Vec::new()),
+            Some((name, _))
+                if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') =>
+            {
+                turns.last_mut().unwrap().push((name.to_owned(), call.to_owned()));
+            }
+            _ => {}
+        }
+    }
+    turns
+}
+
+/// The namespace is one that was made ahead, in a quiet moment; those calls are told, and have a
+/// limit of their own, but nobody waits for them.
+#[test]
+fn one_attach_takes_few_calls() {
+    require!(root, memory, crun, busybox, strace);
+    let mut unit = Setup::crun().registered();
+    unit.service("web", "exec /busybox sleep 10000", "");
+    // What is made once is there, and the first namespace in reserve.
+    unit.say("instance web");
+    unit.say("run");
+    unit.say("wait active");
+    let pid = unit.daemon().pid();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace");
+    let net = thread_named(pid, "net");
+    let tracer = Tracer::attach(pid, &path);
+    let text = || String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+    let made_ahead = |text: &str| {
+        let all = turns(text, &net);
+        all.into_iter().rev().find(|turn| turn.iter().any(|(name, _)| name == "unshare"))
+    };
+    // The second one takes the namespace of the first one's quiet moment; another one follows.
+    unit.say("instance web index=1");
+    unit.say("run");
+    unit.say("wait active");
+    wait_until("another namespace in reserve", || made_ahead(&text()).is_some());
+    tracer.detach();
+
+    let text = text();
+    let makes_name =
+        |(_, call): &(String, String)| call.contains("\"/run/netns/") && call.contains("O_CREAT");
+    let attach: Vec<_> =
+        turns(&text, &net).into_iter().filter(|turn| turn.iter().any(makes_name)).collect();
+    assert_eq!(attach.len(), 1, "{attach:#?}");
+    let names = |turn: &[(String, String)]| -> Vec<String> {
+        let names = turn.iter().map(|(name, _)| name.clone());
+        names.filter(|name| name != OF_DEBUG_BUILDS).collect()
+    };
+    let (attach, ahead) = (names(&attach[0]), names(&made_ahead(&text).unwrap()));
+    println!("attach: {} calls {attach:?}", attach.len());
+    println!("namespace made ahead: {} calls {ahead:?}", ahead.len());
+    assert!(attach.len() <= MOST_CALLS_OF_AN_ATTACH, "{attach:?}");
+    assert!(attach.iter().all(|name| !name.starts_with("exec") && !name.contains("fork")));
+    assert!(attach.iter().filter(|name| *name == "sendto").count() <= MOST_SENDS_OF_AN_ATTACH);
+    assert!(ahead.len() <= MOST_CALLS_AHEAD, "{ahead:?}");
     unit.stop_daemon();
 }
 
