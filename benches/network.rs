@@ -562,13 +562,17 @@ fn transfer(host: &Place, (from, server, address): Way<'_>) -> Outcome<f64> {
     let measured = thread::spawn(move || -> std::io::Result<f64> {
         stay_on(RECEIVER);
         let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0usize);
+        let mut take = || match receiver.read(&mut buffer)? {
+            0 => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)),
+            length => Ok(length),
+        };
         let begun = Instant::now();
         while begun.elapsed() < RUN_UP {
-            receiver.read(&mut buffer)?;
+            take()?;
         }
         let start = Instant::now();
         while start.elapsed() < length {
-            bytes += receiver.read(&mut buffer)?;
+            bytes += take()?;
         }
         Ok(bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9)
     });

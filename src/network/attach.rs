@@ -108,7 +108,8 @@ impl Domain {
     fn attach_links(&mut self, plan: &NetworkPlan) -> Result<(), Error> {
         let attachment = Attachment::check(plan)?;
         let id = attachment.id.clone();
-        if let Err(err) = self.detach(&id) {
+        let known = self.instances.contains_key(&id) || self.left.instances.contains_key(&id);
+        if known && let Err(err) = self.detach(&id) {
             warn!("cannot remove old network of instance instance={id} err={}", chain(&err));
         }
         match self.place_and_build(&attachment) {
@@ -312,10 +313,20 @@ impl Domain {
             Some(spare) => Ok(spare),
             None => self.unnamed_namespace(),
         };
-        let named = inside.and_then(|inside| {
-            netns::give_name(id.as_str(), inside.namespace.as_fd()).map(|()| inside)
-        });
-        named.map_err(failed)
+        let inside = match inside {
+            Ok(inside) => inside,
+            Err(source) => return Err(failed(source)),
+        };
+        let name = || netns::give_name(id.as_str(), inside.namespace.as_fd());
+        let named = match name() {
+            // Left by an earlier life, which had got no further.
+            Err(error) if netns::is_taken(&error) => {
+                self.end_namespace(id)?;
+                name()
+            }
+            other => other,
+        };
+        named.map(|()| inside).map_err(failed)
     }
 
     fn unnamed_namespace(&self) -> io::Result<Inside> {

@@ -1,21 +1,20 @@
 //! Netlink sockets: opening with the options that we always want, sending and receiving whole
 //! buffers. Any thread; a socket belongs to the network namespace of the thread that opened it.
 //!
-//! neli's `NlSocket` is the base. What it lacks is added here: the receive time-out, forced buffer
-//! sizes and the capped acknowledgement. Messages are encoded in `network::wire`.
+//! neli's `NlSocket` is the base. What it lacks is added here: forced buffer sizes and the capped
+//! acknowledgement. Messages are encoded in `network::wire`.
+//!
+//! The kernel carries out requests while they are sent, and makes the next part of a list while one
+//! is fetched: the answer is there before anybody asks for it, and nothing here ever waits.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::Duration;
 
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
 use neli::utils::Groups;
 use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
 
-/// The kernel answers requests at once; only a broken kernel lets us wait this long.
-const RECEIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Holds the largest transaction and the acknowledgements of a failing one.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
@@ -28,7 +27,16 @@ pub enum Family {
     Netfilter,
 }
 
-/// A bound netlink socket, close-on-exec.
+impl From<Family> for NlFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Route => Self::Route,
+            Family::Netfilter => Self::Netfilter,
+        }
+    }
+}
+
+/// A netlink socket, close-on-exec.
 pub struct Netlink {
     socket: NlSocket,
 }
@@ -54,9 +62,10 @@ impl AsRawFd for Netlink {
 }
 
 impl Netlink {
-    /// A socket for requests: blocking with a time-out, texts of errors, large buffers.
+    /// A socket for requests: texts of errors, large buffers.
     pub fn for_requests(family: Family) -> io::Result<Self> {
-        let netlink = Self::for_few_requests(family)?;
+        let netlink = Self::connect(family, Groups::empty())?;
+        netlink.socket.enable_ext_ack(true)?;
         netlink.cap_acknowledgements()?;
         // A kernel without strict checking (before 4.20) filters nothing, which we do anyway.
         let _ = netlink.socket.enable_strict_checking(true);
@@ -65,13 +74,12 @@ impl Netlink {
         Ok(netlink)
     }
 
-    /// The same with the fewest system calls, for a handful of messages.
+    /// The same with the fewest system calls, for a handful of messages; it has no port before the
+    /// first of them.
     pub fn for_few_requests(family: Family) -> io::Result<Self> {
-        let netlink = Self::connect(family, Groups::empty())?;
-        netlink.socket.enable_ext_ack(true)?;
-        let seconds = i64::try_from(RECEIVE_TIMEOUT.as_secs()).unwrap_or(i64::MAX);
-        setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::new(seconds, 0))?;
-        Ok(netlink)
+        let socket = NlSocket::new(family.into())?;
+        socket.enable_ext_ack(true)?;
+        Ok(Self { socket })
     }
 
     /// A socket that hears what the kernel announces to these groups; it never blocks.
@@ -104,11 +112,7 @@ impl Netlink {
     }
 
     fn connect(family: Family, groups: Groups) -> io::Result<Self> {
-        let family = match family {
-            Family::Route => NlFamily::Route,
-            Family::Netfilter => NlFamily::Netfilter,
-        };
-        Ok(Self { socket: NlSocket::connect(family, None, groups)? })
+        Ok(Self { socket: NlSocket::connect(family.into(), None, groups)? })
     }
 
     /// Sends one or more messages in one call.
@@ -123,10 +127,10 @@ impl Netlink {
         }
     }
 
-    /// Receives one datagram and returns its length. `WouldBlock` = nothing came in time.
+    /// Receives one datagram and returns its length. `WouldBlock` = there is none.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.socket.recv(&mut *buffer, Msg::empty()) {
+            match self.socket.recv(&mut *buffer, Msg::DONTWAIT) {
                 Ok((length, _)) => return Ok(length),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
