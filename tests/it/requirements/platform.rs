@@ -190,7 +190,13 @@ const PLATFORM_TESTS: [Row; 11] = [
                     "restarts_of_the_daemon_cost_no_line_with_a_journal",
                 ],
             ),
-            ("tests/it/root/noise.rs", &["an_outage_that_is_longer_than_the_spool"]),
+            (
+                "tests/it/root/noise.rs",
+                &[
+                    "an_outage_that_is_longer_than_the_spool",
+                    "a_hundred_thousand_lines_while_the_daemon_stands_still_or_is_gone",
+                ],
+            ),
         ],
     ),
     (

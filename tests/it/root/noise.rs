@@ -1,15 +1,17 @@
 //! Instances and peers that make capture and alerts difficult: output opened by its path, floods, an
 //! outage longer than the spool, a stream to the CM that fails, messages of the kernel.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
 use aos_servicemanager::sys::fs::write_plain;
+use nix::libc;
 
 use super::logs::{CRASHES, Journald, SOCKETS, has, logs_with, with_journal};
 use crate::common::need::{self, require};
 use crate::common::unit::{Setup, Unit};
-use crate::common::{program, wait_until};
+use crate::common::{host, program, wait_until};
 
 /// Starts one instance of a service that is busybox with this script.
 fn start(unit: &mut Unit, service: &str, script: &str) {
@@ -111,6 +113,75 @@ fn an_outage_that_is_longer_than_the_spool() {
     for text in ["the first line", "were written while nothing captured them", " number 1000 x"] {
         assert!(has(&lines, text), "{text}");
     }
+    assert_eq!(unit.pid_of("web/subject/0"), before);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+/// Lines between two moments of a daemon; a spool has room for them.
+const PHASE_LINES: u32 = 25_000;
+/// What a spool holds at most, by default.
+const SPOOL_BYTES: u64 = 256 << 10;
+
+/// What of it may wait for its turn.
+const DRAINED_BYTES: u64 = SPOOL_BYTES / 8;
+
+/// Memory that the spools of all instances take.
+fn spooled_bytes(unit: &Unit) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let spools = unit.path("run/log");
+    unit.space.inside(|| {
+        let files = host::tree(&spools).into_iter().map(|path| spools.join(path));
+        let files = files.filter_map(|path| fs::metadata(path).ok());
+        files.filter(|file| file.is_file()).map(|file| file.blocks() * 512).sum()
+    })
+}
+
+/// Lets the instance write the lines of one phase; it waits for nobody, nor takes too much.
+fn write_lines(unit: &Unit, phase: u32) {
+    tell(unit, "web", &format!("go{phase}"));
+    unit.expect_stored("web/subject/0", &format!("done{phase}"), "done");
+    assert!(spooled_bytes(unit) <= SPOOL_BYTES);
+}
+
+#[test]
+fn a_hundred_thousand_lines_while_the_daemon_stands_still_or_is_gone() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().registered();
+    let phases = (1..=4).map(|phase| {
+        let (first, last) = ((phase - 1) * PHASE_LINES + 1, phase * PHASE_LINES);
+        let wait = until(&format!("go{phase}"));
+        format!("{wait}; /busybox seq {first} {last}; echo done >/storage/done{phase}")
+    });
+    let script: Vec<String> = phases.collect();
+    start(&mut unit, "web", &format!("{}; exec /busybox sleep 10000", script.join("; ")));
+    let before = unit.pid_of("web/subject/0");
+    let drained = |unit: &Unit| {
+        wait_until("an empty spool", || spooled_bytes(unit) <= DRAINED_BYTES);
+    };
+
+    unit.daemon().signal(libc::SIGSTOP);
+    write_lines(&unit, 1);
+    unit.daemon().signal(libc::SIGCONT);
+    drained(&unit);
+    unit.kill_daemon();
+    write_lines(&unit, 2);
+    unit.start_daemon();
+    unit.say("wait registered");
+    drained(&unit);
+    write_lines(&unit, 3);
+    drained(&unit);
+    unit.kill_daemon();
+    write_lines(&unit, 4);
+    unit.start_daemon();
+    unit.say("wait registered");
+    drained(&unit);
+
+    let lines = logs_with(&mut unit, "web", &format!(" {} ", 4 * PHASE_LINES));
+    let last_word = |line: &String| line.split_whitespace().last()?.parse().ok();
+    let found: BTreeSet<u32> = lines.iter().filter_map(last_word).collect();
+    let missing: Vec<u32> = (1..=4 * PHASE_LINES).filter(|n| !found.contains(n)).collect();
+    assert!(missing.is_empty(), "{} lines, from {:?} on", missing.len(), missing.first());
     assert_eq!(unit.pid_of("web/subject/0"), before);
     unit.stop_daemon();
     unit.nothing_left();
