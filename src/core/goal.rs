@@ -169,6 +169,7 @@ impl State {
             service: &service,
             devices: &devices,
             resources: &resources,
+            hosts: &self.policy.hosts,
             overrides: &overrides,
             // Without a CPU quota it makes no difference to the container.
             max_dmips: image.service.quotas.cpu_dmips.map_or(0, |_| max_dmips),

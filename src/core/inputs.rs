@@ -8,7 +8,7 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::model::desired::{DesiredInstance, FirewallRule};
-use crate::model::node::{Device, Resource};
+use crate::model::node::{Device, Host, Resource};
 use crate::model::service::InstalledService;
 
 /// Version of the list of fields.
@@ -21,6 +21,8 @@ pub struct Parts<'a> {
     pub service: &'a InstalledService,
     pub devices: &'a [(Device, String)],
     pub resources: &'a [Resource],
+    /// Those of the configuration, in the `/etc/hosts` of every instance.
+    pub hosts: &'a [Host],
     pub overrides: &'a [String],
     pub max_dmips: u64,
 }
@@ -48,6 +50,10 @@ pub fn digest(parts: &Parts<'_>) -> String {
     hash.devices(parts.devices);
     hash.resources(parts.resources);
     hash.list(parts.overrides);
+    // Later than the others, so without any the digest is what it was.
+    if !parts.hosts.is_empty() {
+        hash.hosts(parts.hosts);
+    }
     hex(&hash.0.finalize())
 }
 
@@ -127,10 +133,14 @@ impl Fields {
                 self.texts(&[&mount.destination, &mount.kind, &mount.source]);
                 self.list(&mount.options);
             }
-            self.number(resource.hosts.len() as u64);
-            for host in &resource.hosts {
-                self.texts(&[&host.ip, &host.hostname]);
-            }
+            self.hosts(&resource.hosts);
+        }
+    }
+
+    fn hosts(&mut self, hosts: &[Host]) {
+        self.number(hosts.len() as u64);
+        for host in hosts {
+            self.texts(&[&host.ip, &host.hostname]);
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::model::desired::NetworkParams;
 use crate::model::event::Session;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceKey};
 use crate::model::job::DiskFigures;
-use crate::model::node::NodeInfo;
+use crate::model::node::{Host, NodeInfo};
 use crate::model::status::{Alert, AlertPayload, CmReport, ErrorInfo};
 use crate::model::store::{Change, Offline, Snapshot};
 
@@ -47,6 +47,8 @@ pub struct Policy {
     pub layer_ttl: Duration,
     /// Jobs that may be with the exec threads at a time; the capacity of their queue.
     pub max_exec_jobs: usize,
+    /// Lines for the `/etc/hosts` of every instance.
+    pub hosts: Vec<Host>,
 }
 
 impl Default for Policy {
@@ -61,6 +63,7 @@ impl Default for Policy {
             service_ttl: month,
             layer_ttl: month,
             max_exec_jobs: 64,
+            hosts: Vec::new(),
         }
     }
 }

@@ -61,6 +61,7 @@ pub(super) fn policy(config: &Config, max_exec_jobs: usize) -> Policy {
         service_ttl: config.service_ttl,
         layer_ttl: config.layer_ttl,
         max_exec_jobs,
+        hosts: instances.hosts.clone(),
     }
 }
 

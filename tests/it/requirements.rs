@@ -167,7 +167,11 @@ const REQUIREMENTS: [Row; 32] = [
             ("tests/it/sim/adoption.rs", &["a_changed_instance_is_replaced"]),
             (
                 "tests/it/root/crashes.rs",
-                &["killed_with_running_instances", "killed_with_running_instances_of_crun"],
+                &[
+                    "killed_with_running_instances",
+                    "killed_with_running_instances_of_crun",
+                    "other_hosts_in_the_configuration_restart_what_runs",
+                ],
             ),
             (
                 "src/runtime/crun/tests.rs",

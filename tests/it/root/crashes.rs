@@ -5,6 +5,8 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
+use serde_json::{Value, json};
+
 use crate::common::host;
 use crate::common::image::{self, Member, Package};
 use crate::common::need::{self, require};
@@ -245,6 +247,42 @@ fn an_instance_that_ended_while_nobody_watched() {
     assert_ne!(unit.pid_of("one/subject/0"), one);
     assert_eq!(unit.pid_of("two/subject/0"), two);
     each_runs_once(&unit, 2);
+    unit.stop_daemon();
+    unit.nothing_left();
+}
+
+#[test]
+fn other_hosts_in_the_configuration_restart_what_runs() {
+    require!(root, memory, runc, busybox);
+    let mut unit = Setup::new().start();
+    let set_hosts = |unit: &Unit, ip: &str| {
+        let file = unit.config();
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config["hosts"] = json!([{"ip": ip, "hostname": "gateway"}]);
+        fs::File::create(&file).unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    };
+    set_hosts(&unit, "10.9.9.1");
+    unit.start_daemon();
+    unit.say("wait registered");
+    let script = "/busybox cat /etc/hosts >/storage/hosts; exec /busybox sleep 10000";
+    unit.service("web", script, "");
+    unit.say("instance web");
+    unit.say("run");
+    unit.say("wait active");
+    unit.expect_stored("web/subject/0", "hosts", "10.9.9.1\tgateway");
+    let pid = unit.pid_of("web/subject/0");
+    // The same ones are no change.
+    for (ip, stays) in [("10.9.9.1", true), ("10.9.9.2", false)] {
+        unit.kill_daemon();
+        unit.say("wait disconnected");
+        set_hosts(&unit, ip);
+        unit.look();
+        unit.start_daemon();
+        unit.expect("full status: 1 instances");
+        unit.say("wait active");
+        unit.expect_stored("web/subject/0", "hosts", &format!("{ip}\tgateway"));
+        assert_eq!(unit.pid_of("web/subject/0") == pid, stays, "{ip}");
+    }
     unit.stop_daemon();
     unit.nothing_left();
 }
