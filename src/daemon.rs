@@ -426,7 +426,7 @@ pub fn stop_instances(config: &Config) -> Result<(), Error> {
     let (ports, main, net, capture) = (host.ports, host.loop_handle, host.net, host.capture.0);
     threads.spawn("exec-1", move || {
         // Bridges and rules are of no use before the next start, which makes them anew.
-        if sweep(&ports) && !net.try_keep(Vec::new()) {
+        if sweep(&ports) && !net.try_clear() {
             log::warn!("networks are left");
         }
         net.stop();

@@ -318,6 +318,18 @@ impl Domain {
         }
     }
 
+    /// After the last instance for a long time: removes everything of ours.
+    pub(super) fn clear(&mut self) {
+        self.keep(&[]);
+        self.spare = None;
+        if let Err(err) = self.firewall.withdraw() {
+            error!("cannot remove firewall rules err={}", chain(&err));
+        }
+        if let Err(err) = netns::give_up() {
+            debug!("{} stays err={err}", netns::DIR);
+        }
+    }
+
     fn remove_left_networks(&mut self) {
         let left = std::mem::take(&mut self.left.networks);
         for (id, links) in left {

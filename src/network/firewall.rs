@@ -70,10 +70,14 @@ fn lacks_protocol(error: &io::Error) -> bool {
     is_errno(error, Errno::EPROTONOSUPPORT)
 }
 
+fn open_channel() -> Result<Channel, Error> {
+    Channel::open(Family::Netfilter)
+}
+
 impl Firewall {
     /// Opens the channel; nothing is changed yet.
     pub(super) fn open(enabled: bool, policy: Policy) -> Result<Self, Error> {
-        let (channel, missing) = match enabled.then(|| Channel::open(Family::Netfilter)) {
+        let (channel, missing) = match enabled.then(open_channel) {
             None => (None, false),
             Some(Ok(channel)) => (Some(channel), false),
             Some(Err(Error::Socket { source, .. })) if lacks_protocol(&source) => (None, true),
@@ -96,7 +100,8 @@ impl Firewall {
     pub(super) fn start(&mut self, node: Volume) -> Result<(), Error> {
         self.node = node;
         self.check_missing()?;
-        let Some(channel) = &mut self.channel else { return Ok(()) };
+        // Rules of a life that had them would know none of the instances to come.
+        let Some(channel) = &mut self.channel else { return self.withdraw() };
         self.entries = left_entries(channel).map_err(|error| error.lacking(FEATURE))?;
         self.meters = left_meters(channel).map_err(|error| error.lacking(FEATURE))?;
         let legacy = std::fs::read_to_string(LEGACY_TABLES).unwrap_or_default();
@@ -155,6 +160,25 @@ impl Firewall {
         let after = generation(channel);
         self.settled = after.filter(|after| before.map(|b| b.wrapping_add(1)) == Some(*after));
         Ok(())
+    }
+
+    /// Takes all our rules out of the kernel, whichever life of the daemon made them, and makes none
+    /// any more; with them goes our table, if nothing of the OS is in it.
+    pub(super) fn withdraw(&mut self) -> Result<(), Error> {
+        let mut channel = match self.channel.take().map_or_else(open_channel, Ok) {
+            Err(Error::Socket { source, .. }) if lacks_protocol(&source) => return Ok(()),
+            other => other?,
+        };
+        self.installed = false;
+        self.entries.clear();
+        self.meters.clear();
+        for _ in 1..MAX_REBUILDS {
+            match remove_all(&mut channel) {
+                Err(Error::Kernel(refusal)) if refusal.errno == Errno::ERESTART => {}
+                other => return other,
+            }
+        }
+        remove_all(&mut channel)
     }
 
     /// Nobody has changed anything in nf_tables since all rules were made anew.
@@ -451,6 +475,24 @@ impl Firewall {
 /// Who is to be stopped; nobody where the kernel notices by itself.
 fn stops<'a>(policy: &Policy, meters: impl Iterator<Item = &'a Meter>) -> BTreeSet<Stop> {
     if policy.polled { accounting::stops(meters) } else { BTreeSet::new() }
+}
+
+/// Removes what is ours, unless somebody changes something meanwhile.
+fn remove_all(channel: &mut Channel) -> Result<(), Error> {
+    let before = generation(channel);
+    let found = match found::survey(channel).map_err(|error| error.lacking(FEATURE)) {
+        // Then there are none.
+        Err(Error::Unsupported { .. }) => return Ok(()),
+        other => other?,
+    };
+    let mut batch = before.map_or_else(nft::begin, nft::begin_after);
+    let begun = batch.len();
+    found::remove_all(&mut batch, &found);
+    if batch.len() == begun {
+        return Ok(());
+    }
+    nft::end(&mut batch);
+    commit(channel, &mut batch)
 }
 
 /// Number of the last change; an unknown one is none.

@@ -29,6 +29,8 @@ const OBJECTS: [u32; 3] = [object::COUNTER, object::QUOTA, object::LIMIT];
 pub(super) struct Found {
     /// Base chains that exist, ours or the OS's.
     pub(super) base: Vec<String>,
+    /// Our table has nothing but what we have put there.
+    is_alone: bool,
     /// Rules to delete one by one: chain and handle.
     rules: Vec<(String, u64)>,
     chains: Vec<String>,
@@ -116,6 +118,8 @@ pub(super) fn list<T>(
 
 pub(super) fn survey(channel: &mut Channel) -> Result<Found, Error> {
     let mut found = Found::default();
+    // The OS cares for the base chains.
+    let mut shared = false;
     for chain in list(channel, &mut listing::list_chains(), listing::parse_chain)? {
         if chain.inet && chain.table == rules::SUCCESSOR_TABLE {
             if !found.tables.contains(&chain.table) {
@@ -131,6 +135,8 @@ pub(super) fn survey(channel: &mut Channel) -> Result<Found, Error> {
         } else if is_ours(&chain.name) {
             found.chains.push(chain.name);
         } else if chain.hook.is_some() {
+            shared |=
+                chain.drops || !rules::BASE_CHAINS.iter().any(|(name, _)| *name == chain.name);
             found.base.push(chain.name);
         }
     }
@@ -139,6 +145,8 @@ pub(super) fn survey(channel: &mut Channel) -> Result<Found, Error> {
         let ours = rule.comment == rules::COMMENT || is_ours(&rule.target) || rule.is_successor;
         if foreign_chain && ours {
             found.rules.push((rule.chain, rule.handle));
+        } else if foreign_chain {
+            shared = true;
         }
     }
     let sets = list(channel, &mut listing::list_sets(TABLE), listing::parse_set)?;
@@ -149,6 +157,11 @@ pub(super) fn survey(channel: &mut Channel) -> Result<Found, Error> {
         let ours = objects.into_iter().filter(|(name, _)| accounting::is_ours(kind, name));
         found.objects.extend(ours.map(|(name, _)| (kind, name)));
     }
+    let tables = list(channel, &mut listing::list_tables(), listing::parse_table)?;
+    let parts = tables.into_iter().find(|(name, _)| name == TABLE).map(|(_, parts)| parts);
+    let known = [&found.base, &found.chains, &found.sets].map(Vec::len).iter().sum::<usize>();
+    let known = known + found.objects.len();
+    found.is_alone = !shared && parts.is_some_and(|parts| usize::try_from(parts) == Ok(known));
     Ok(found)
 }
 
@@ -175,5 +188,13 @@ pub(super) fn remove_found(batch: &mut Messages, found: &Found) {
     }
     for table in &found.tables {
         nft::delete_table(batch, table);
+    }
+}
+
+/// For good: the table goes as well, unless something of the OS is in it.
+pub(super) fn remove_all(batch: &mut Messages, found: &Found) {
+    remove_found(batch, found);
+    if found.is_alone {
+        nft::delete_table(batch, TABLE);
     }
 }

@@ -5,13 +5,27 @@ use super::channel;
 use super::expressions::CMP_DIFFERENT;
 use super::nft::{
     DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, FAMILY_INET, FAMILY_UNSPEC,
-    POLICY_DROP, SUBSYSTEM, add, chain, element, message, object, rule, set,
+    POLICY_DROP, SUBSYSTEM, add, chain, element, message, object, rule, set, table,
 };
 use super::wire::{Message, Messages, attributes, find, text};
 
 const GENERATION_ID: u16 = 1;
 const COMPARE_OPERATOR: u16 = 2;
 const COMPARE_DATA: u16 = 3;
+
+/// Request for all tables of our family.
+pub(super) fn list_tables() -> Messages {
+    let mut request = Messages::new();
+    add(&mut request, "list firewall tables", message::GETTABLE, channel::DUMP, |_| {});
+    request
+}
+
+/// Name of a table, and how many chains, sets and objects are in it.
+pub(super) fn parse_table(message: &Message<'_>) -> Option<(String, u32)> {
+    let attributes = body(message, message::NEWTABLE)?;
+    let parts = find(attributes, table::USE).and_then(be32)?;
+    Some((text(find(attributes, table::NAME)?).to_owned(), parts))
+}
 
 /// A chain as the kernel lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]

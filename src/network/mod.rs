@@ -94,6 +94,7 @@ enum NetRequest {
     Update(Vec<NetworkParams>),
     Keep(Vec<InstanceId>),
     Forget(Vec<InstanceId>),
+    Clear,
     Stop,
 }
 
@@ -128,6 +129,12 @@ impl NetHandle {
     /// instance in the list. `false` as above.
     pub fn try_keep(&self, instances: Vec<InstanceId>) -> bool {
         self.try_send(NetRequest::Keep(instances))
+    }
+
+    /// Removes everything of ours, the rules and all networks included, because no instance is to
+    /// come in this life. `false` as above.
+    pub fn try_clear(&self) -> bool {
+        self.try_send(NetRequest::Clear)
     }
 
     /// These instances are detached for good: drops what they have transferred, here and in the
@@ -402,6 +409,7 @@ impl NetThread {
             }
             NetRequest::Keep(instances) => self.domain.keep(&instances),
             NetRequest::Forget(instances) => self.domain.ledger.forget(&instances),
+            NetRequest::Clear => self.domain.clear(),
             NetRequest::Stop => {}
         }
     }

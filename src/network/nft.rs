@@ -8,6 +8,7 @@ use super::wire::{Messages, Payload};
 /// Numbers of the messages.
 pub(super) mod message {
     pub(in crate::network) const NEWTABLE: u16 = 0;
+    pub(in crate::network) const GETTABLE: u16 = 1;
     pub(in crate::network) const DELTABLE: u16 = 2;
     pub(in crate::network) const NEWCHAIN: u16 = 3;
     pub(in crate::network) const GETCHAIN: u16 = 4;
@@ -39,6 +40,7 @@ pub(super) const FAMILY_INET: u8 = 1;
 pub(super) mod table {
     pub(in crate::network) const NAME: u16 = 1;
     pub(in crate::network) const FLAGS: u16 = 2;
+    pub(in crate::network) const USE: u16 = 3;
 }
 pub(super) mod chain {
     pub(in crate::network) const TABLE: u16 = 1;
@@ -172,7 +174,7 @@ pub(super) fn new_table(batch: &mut Messages, name: &str) {
     });
 }
 
-/// Not for our own table: everything of the OS in it would go, too.
+/// With everything in it, so not for our own table as long as something of the OS may be there.
 pub(super) fn delete_table(batch: &mut Messages, name: &str) {
     add(batch, "delete firewall table", message::DELTABLE, channel::REQUEST, |p| {
         p.text(table::NAME, name);

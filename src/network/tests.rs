@@ -1,6 +1,7 @@
 //! The net thread against the real kernel, in namespaces of the test's own; and the bytes of
 //! what it says.
 
+mod clear;
 mod dns;
 mod encoding;
 mod encoding_rules;

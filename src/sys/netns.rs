@@ -149,6 +149,22 @@ pub fn prepare() -> io::Result<()> {
     mount(none, DIR, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none).map_err(io::Error::from)
 }
 
+/// Undoes `prepare`, unless there are namespaces; whoever makes one prepares it again.
+pub fn give_up() -> io::Result<()> {
+    if !list()?.is_empty() {
+        return Ok(());
+    }
+    match umount2(DIR, MntFlags::empty()) {
+        // EINVAL: no mount.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    match fs::remove_dir(DIR) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// True when the error says that a namespace of this name exists.
 pub fn is_taken(error: &io::Error) -> bool {
     is_errno(error, Errno::EEXIST)
@@ -195,6 +211,22 @@ mod tests {
             remove("one").unwrap();
             assert_eq!(list().unwrap(), Vec::<String>::new());
             assert!(host.enter("one", || ()).is_err());
+        });
+    }
+
+    #[test]
+    fn the_directory_stays_as_long_as_somebody_uses_it() {
+        in_private(|| {
+            let host = HostNs::open().unwrap();
+            give_up().unwrap();
+            host.create("one", || Ok(())).unwrap();
+            give_up().unwrap();
+            assert_eq!(list().unwrap(), ["one"]);
+            remove("one").unwrap();
+            give_up().unwrap();
+            assert!(!Path::new(DIR).exists());
+            host.create("one", || Ok(())).unwrap();
+            remove("one").unwrap();
         });
     }
 

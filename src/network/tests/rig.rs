@@ -66,7 +66,7 @@ pub(super) struct Rig {
     pub(super) stored_links: Vec<NetworkLinks>,
     thread: Option<JoinHandle<()>>,
     etc: tempfile::TempDir,
-    settings: NetworkSettings,
+    pub(super) settings: NetworkSettings,
     ports: Cell<u16>,
 }
 

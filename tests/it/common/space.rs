@@ -103,15 +103,21 @@ impl Space {
 
     /// Instances that have counters in the firewall's rules; `None` = no program to list them.
     pub fn counted_instances(&self) -> Option<BTreeSet<String>> {
-        let nft = super::need::program("nft").ok()?;
-        let mut list = Command::new(nft);
-        list.args(["list", "counters"]).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = self.inside(|| list.spawn()).unwrap();
-        let text = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
-        assert!(child.wait().unwrap().success());
+        let text = self.firewall("counters")?;
         let words = text.split_whitespace();
         let names = words.filter_map(|word| word.strip_prefix("in_").map(str::to_owned));
         Some(names.collect())
+    }
+
+    /// What is in the firewall, in the words of `nft list`; `None` = no program to list it.
+    pub fn firewall(&self, what: &str) -> Option<String> {
+        let nft = super::need::program("nft").ok()?;
+        let mut list = Command::new(nft);
+        list.args(["list", what]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = self.inside(|| list.spawn()).unwrap();
+        let text = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
+        assert!(child.wait().unwrap().success());
+        Some(text)
     }
 
     /// Mounts a small file system of its own.

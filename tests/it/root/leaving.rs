@@ -67,9 +67,14 @@ fn instances_are_kept_on_exit() {
 fn stop_instances_leaves_nothing() {
     require!(root, memory, runc, busybox);
     let mut unit = left_behind();
+    let rules = |unit: &Unit| unit.space.firewall("ruleset");
+    let before = rules(&unit);
+    assert!(before.is_none_or(|rules| rules.contains("table inet aos ")));
     let (code, out, err) = unit.run_to_end(&["-stop-instances"]);
     assert_eq!(code, Some(0), "{out} {err}");
     unit.no_links_left();
+    assert!(rules(&unit).is_none_or(|rules| rules.is_empty()), "{:?}", rules(&unit));
+    assert!(!unit.space.inside(|| std::path::Path::new("/run/netns").exists()));
     assert!(!unit.installed().is_empty(), "packages stay");
     // Again, with nothing to do.
     assert_eq!(unit.run_to_end(&["-stop-instances"]).0, Some(0));
