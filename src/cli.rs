@@ -22,22 +22,8 @@ pub const VERSION: &str = match option_env!("AOS_VERSION") {
 const DEFAULT_CONFIG: &str = "aos_servicemanager.cfg";
 const DEFAULT_LEVEL: &str = "info";
 
-const USAGE: &str = "\
-Usage of aos_servicemanager:
-  -c string
-    \tpath of the configuration file (default \"aos_servicemanager.cfg\")
-  -h\tprint this text and exit
-  -j\tlog to the systemd journal instead of stdout
-  -reset
-    \tstop all instances, remove services, layers, the database and the node
-    \tconfiguration, and exit; storages and states of instances stay
-  -stop-instances
-    \tstop and remove all instances that an ended daemon left running, and exit
-  -v string
-    \tlog level: trace, debug, info, warn, error, fatal, panic (default \"info\")
-  -version
-    \tprint the version and exit
-";
+/// Manual page and completion are made from it, too.
+const USAGE: &str = include_str!("usage.txt");
 
 /// What the command line asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]

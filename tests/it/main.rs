@@ -9,6 +9,7 @@ mod common;
 mod daemon;
 mod network;
 mod program;
+mod readme;
 mod required;
 mod requirements;
 #[cfg(feature = "sim")]
