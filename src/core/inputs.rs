@@ -5,7 +5,7 @@
 //! generated text, so that an upgrade of the daemon restarts nothing: the fields below and their
 //! order may be extended only in ways that leave the digest of existing inputs as it is.
 
-use sha2::{Digest as _, Sha256};
+use openssl::sha::{Sha256, sha256};
 
 use crate::model::desired::{DesiredInstance, FirewallRule};
 use crate::model::node::{Device, Host, Resource};
@@ -54,12 +54,12 @@ pub fn digest(parts: &Parts<'_>) -> String {
     if !parts.hosts.is_empty() {
         hash.hosts(parts.hosts);
     }
-    hex(&hash.0.finalize())
+    hex(&hash.0.finish())
 }
 
 /// Lower-case hexadecimal SHA-256 of a secret, for the record file; "" for none.
 pub fn secret_hash(secret: Option<&str>) -> String {
-    secret.map_or_else(String::new, |s| hex(&Sha256::digest(s.as_bytes())))
+    secret.map_or_else(String::new, |s| hex(&sha256(s.as_bytes())))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -75,7 +75,7 @@ struct Fields(Sha256);
 
 impl Fields {
     fn bytes(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
     }
 

@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::time::Duration;
 
-use sha2::Digest as _;
-use sha2::{Sha256, Sha384, Sha512};
-use sha3::{Sha3_256, Sha3_512};
+use openssl::error::ErrorStack;
+use openssl::hash::{Hasher, MessageDigest};
+use openssl::sha::{Sha256, Sha384, Sha512};
 
 use crate::image::download::{self, Source};
 use crate::image::error::Error;
@@ -55,9 +55,9 @@ impl BlobHash {
     /// Compares with the digest that `of` got.
     pub(super) fn check(self, digest: &Digest) -> Result<(), Error> {
         let found = match self {
-            Self::Sha256(hash) => hex(&hash.finalize()),
-            Self::Sha384(hash) => hex(&hash.finalize()),
-            Self::Sha512(hash) => hex(&hash.finalize()),
+            Self::Sha256(hash) => hex(&hash.finish()),
+            Self::Sha384(hash) => hex(&hash.finish()),
+            Self::Sha512(hash) => hex(&hash.finish()),
         };
         if found == digest.hex() {
             Ok(())
@@ -114,9 +114,9 @@ pub(super) struct Package<'a> {
     announced: &'a PackageSource,
     halt: Halt<'a>,
     read_bytes: u64,
-    sha3_256: Sha3_256,
+    sha3_256: Hasher,
     /// Only where one is announced: v4 has none.
-    sha3_512: Option<Sha3_512>,
+    sha3_512: Option<Hasher>,
     /// What an error that `read` returned really was.
     failure: Option<Error>,
     /// CLOCK_MONOTONIC at the last word about progress.
@@ -131,18 +131,20 @@ impl<'a> Package<'a> {
         announced: &'a PackageSource,
         progress: Duration,
         halt: Halt<'a>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Error> {
+        let has_512 = !announced.sha3_512.is_empty();
+        let sha3_512 = has_512.then(|| Hasher::new(MessageDigest::sha3_512()));
+        Ok(Self {
             source,
             announced,
             halt,
             read_bytes: 0,
-            sha3_256: Sha3_256::new(),
-            sha3_512: (!announced.sha3_512.is_empty()).then(Sha3_512::new),
+            sha3_256: Hasher::new(MessageDigest::sha3_256())?,
+            sha3_512: sha3_512.transpose()?,
             failure: None,
             told_at: sys::time::monotonic(),
             progress,
-        }
+        })
     }
 
     pub(super) fn announced_bytes(&self) -> u64 {
@@ -171,19 +173,24 @@ impl<'a> Package<'a> {
         if self.read_bytes != self.announced.size_bytes {
             return Err(self.size_mismatch(self.read_bytes.to_string()));
         }
-        let sha3_256 = self.sha3_256.finalize().to_vec();
+        let sha3_256 = self.sha3_256.finish()?.to_vec();
         if !self.announced.sha3_256.is_empty() && self.announced.sha3_256 != sha3_256 {
             return Err(Error::Sha256Mismatch);
         }
-        let sha3_512 = self.sha3_512.map(|hash| hash.finalize().to_vec());
+        let sha3_512 = self.sha3_512.as_mut().map(Hasher::finish).transpose()?;
         match sha3_512 {
-            Some(found) if found != self.announced.sha3_512 => Err(Error::Sha512Mismatch),
+            Some(found) if *found != *self.announced.sha3_512 => Err(Error::Sha512Mismatch),
             _ => Ok(sha3_256),
         }
     }
 
     fn size_mismatch(&self, found: String) -> Error {
         Error::SizeMismatch { announced: self.announced.size_bytes, found }
+    }
+
+    fn hash(&mut self, bytes: &[u8]) -> Result<(), ErrorStack> {
+        self.sha3_256.update(bytes)?;
+        self.sha3_512.as_mut().map_or(Ok(()), |hash| hash.update(bytes))
     }
 
     fn tell_progress(&mut self) {
@@ -227,16 +234,17 @@ impl Read for Package<'_> {
             return Err(self.fail(more));
         }
         self.tell_progress();
-        self.sha3_256.update(&buffer[..read]);
-        if let Some(hash) = &mut self.sha3_512 {
-            hash.update(&buffer[..read]);
+        match self.hash(&buffer[..read]) {
+            Ok(()) => Ok(read),
+            Err(error) => Err(self.fail(error.into())),
         }
-        Ok(read)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use sha2::Digest as _;
+
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -251,8 +259,8 @@ mod tests {
             "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
         assert!(check_blob(b"{}", &digest(empty_object)).is_ok());
         assert!(check_blob(b"{ }", &digest(empty_object)).is_err());
-        let sha384 = format!("sha384:{}", hex(&Sha384::digest(b"x")));
-        let sha512 = format!("sha512:{}", hex(&Sha512::digest(b"x")));
+        let sha384 = format!("sha384:{}", hex(&sha2::Sha384::digest(b"x")));
+        let sha512 = format!("sha512:{}", hex(&sha2::Sha512::digest(b"x")));
         for text in [sha384, sha512] {
             assert!(check_blob(b"x", &digest(&text)).is_ok());
             assert!(check_blob(b"y", &digest(&text)).is_err());
@@ -281,7 +289,7 @@ mod tests {
     fn packages() {
         let check = |announced: &PackageSource, expect: Result<(), &str>| {
             let package =
-                Package::new(Source::from_reader(&b"abc"[..]), announced, HOUR, &|| false);
+                Package::new(Source::from_reader(&b"abc"[..]), announced, HOUR, &|| false).unwrap();
             let got = package.finish().map(drop).map_err(|error| error.to_string());
             assert_eq!(got, expect.map_err(str::to_owned));
         };

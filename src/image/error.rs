@@ -25,6 +25,8 @@ pub enum Error {
     Sha256Mismatch,
     #[error("checksum sha512 mismatch")]
     Sha512Mismatch,
+    #[error("libcrypto cannot compute SHA-3")]
+    Hash(#[from] openssl::error::ErrorStack),
     #[error("a package from the network needs a checksum")]
     NoChecksum,
     #[error("malformed {part} archive")]

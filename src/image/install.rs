@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use sha2::{Digest as _, Sha256};
+use openssl::sha::sha256;
 
 use crate::image::archive::{Archive, read_error};
 use crate::image::config::{MAX_CONFIG_BYTES, image_config, service_config};
@@ -82,7 +82,7 @@ pub(super) fn service_from(
     let mut space = Space::new(parent, limits, eviction)?;
     let rules = rules(settings, wanted.gid);
     let mut parts = ServiceParts::new(&staging, rules);
-    let package = Package::new(source, &wanted.source, settings.times.progress, halt);
+    let package = Package::new(source, &wanted.source, settings.times.progress, halt)?;
     let package_digest =
         read_package(package, &mut space, |archive, space| parts.read(archive, space))?;
     let parts = parts.finish(settings, &mut space)?;
@@ -125,7 +125,7 @@ pub(super) fn layer(attempt: Attempt<'_>, wanted: &DesiredLayer) -> Result<Insta
     let rules = rules(settings, LAYER_GID);
     let mut parts =
         LayerParts { staging: &staging, rules, digest: &wanted.digest, about: None, tree: None };
-    let package = Package::new(source, &wanted.source, settings.times.progress, halt);
+    let package = Package::new(source, &wanted.source, settings.times.progress, halt)?;
     let package_digest =
         read_package(package, &mut space, |archive, space| parts.read(archive, space))?;
     let about = parts.about.ok_or(Error::Missing { what: "layer.json" })?;
@@ -353,7 +353,7 @@ impl<'a> ServiceParts<'a> {
     ) -> Result<(), Error> {
         let bytes = read_small(content, member, MAX_MANIFEST_BYTES)?;
         self.manifest = Some(Manifest::parse(&bytes)?);
-        self.manifest_digest = Sha256::digest(&bytes).to_vec();
+        self.manifest_digest = sha256(&bytes).to_vec();
         // Unchanged, so that its origin can be proved later.
         space.charge(bytes.len() as u64)?;
         self.write(self.staging.dir(), Path::new(MANIFEST), &bytes)

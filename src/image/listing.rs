@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use sha2::{Digest as _, Sha256};
+use openssl::sha::Sha256;
 
 use crate::image::digest::hex;
 use crate::image::error::Error;
@@ -49,17 +49,17 @@ impl Listing {
         let mut sum = Sha256::new();
         for (path, node) in &self.0 {
             bytes(&mut sum, path);
-            sum.update(gid.to_be_bytes());
+            sum.update(&gid.to_be_bytes());
             match node {
                 Node::Directory { mode, opaque, .. } => {
                     sum.update(b"d");
-                    sum.update(mode.to_be_bytes());
-                    sum.update([u8::from(*opaque)]);
+                    sum.update(&mode.to_be_bytes());
+                    sum.update(&[u8::from(*opaque)]);
                 }
                 Node::File { mode, size, sha256 } => {
                     sum.update(b"f");
-                    sum.update(mode.to_be_bytes());
-                    sum.update(size.to_be_bytes());
+                    sum.update(&mode.to_be_bytes());
+                    sum.update(&size.to_be_bytes());
                     sum.update(sha256);
                 }
                 Node::Symlink { target } => {
@@ -69,7 +69,7 @@ impl Listing {
                 Node::Whiteout => sum.update(b"w"),
             }
         }
-        format!("{SCHEME}{}", hex(&sum.finalize()))
+        format!("{SCHEME}{}", hex(&sum.finish()))
     }
 
     /// Digest by the rules of the reference, restricted to regular files: the contents in the
@@ -78,17 +78,17 @@ impl Listing {
         let mut sum = Sha256::new();
         for node in self.0.values() {
             if let Node::File { sha256, .. } = node {
-                sum.update(hex(sha256));
+                sum.update(hex(sha256).as_bytes());
                 sum.update(b"\n");
             }
         }
-        format!("sha256:{}", hex(&sum.finalize()))
+        format!("sha256:{}", hex(&sum.finish()))
     }
 }
 
 /// Length first, so that no two listings have the same bytes.
 fn bytes(sum: &mut Sha256, text: &[u8]) {
-    sum.update((text.len() as u64).to_be_bytes());
+    sum.update(&(text.len() as u64).to_be_bytes());
     sum.update(text);
 }
 
@@ -226,7 +226,7 @@ fn hash_file(
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
-            return Ok(Some((sum.finalize().into(), size)));
+            return Ok(Some((sum.finish(), size)));
         }
         if halt() {
             return Ok(None);

@@ -49,7 +49,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use sha2::{Digest as _, Sha256};
+use openssl::sha::sha256;
 
 use crate::document::NumberUnit;
 use crate::model::failure::Failure;
@@ -308,7 +308,7 @@ impl ImageStore {
         let directory = sys::fs::open_dir(path).map_err(Error::io("open", path))?;
         let directory = directory.as_fd();
         let manifest = read_beneath(directory, path, MANIFEST, MAX_MANIFEST_BYTES)?;
-        if Sha256::digest(&manifest).as_slice() != service.manifest_digest {
+        if sha256(&manifest) != *service.manifest_digest {
             return Err(Error::ManifestMismatch);
         }
         let manifest = Manifest::parse(&manifest)?;

@@ -19,7 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{
     Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat,
 };
-use sha2::{Digest as _, Sha256};
+use openssl::sha::Sha256;
 
 use crate::image::archive::{Archive, read_error};
 use crate::image::error::Error;
@@ -266,7 +266,7 @@ impl<'a, 's> Tree<'a, 's> {
         let mut sum = Sha256::new();
         loop {
             let read = match content.read(&mut self.buffer) {
-                Ok(0) => return Ok(sum.finalize().into()),
+                Ok(0) => return Ok(sum.finish()),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(read_error(self.part, source)),

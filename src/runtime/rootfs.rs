@@ -24,7 +24,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fchmod, makedev, mkdirat, mknod};
-use sha2::{Digest, Sha256};
+use openssl::sha::Sha256;
 
 use crate::runtime::oci;
 use crate::sys::fs::{make_dirs, open_beneath, open_dir, remove_tree, same_file_system};
@@ -366,9 +366,10 @@ fn whiteouts(host: &HostView) -> Result<PathBuf, Error> {
             hidden.insert(name);
         }
     }
-    let mut hash = Sha256::new_with_prefix("hidden");
+    let mut hash = Sha256::new();
+    hash.update(b"hidden");
     for name in &hidden {
-        hash.update([0]);
+        hash.update(&[0]);
         hash.update(name.as_encoded_bytes());
     }
     materialise(&host.whiteouts, hash, |dir| {
@@ -381,12 +382,13 @@ fn whiteouts(host: &HostView) -> Result<PathBuf, Error> {
 
 /// Directory with an empty directory or the link for each entry of `/` that instances see.
 fn skeleton(host: &HostView, entries: &[(PathBuf, Entry)]) -> Result<PathBuf, Error> {
-    let mut hash = Sha256::new_with_prefix("visible");
+    let mut hash = Sha256::new();
+    hash.update(b"visible");
     for (path, kind) in entries {
-        hash.update([0]);
+        hash.update(&[0]);
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
         if let Entry::Link(link) = kind {
-            hash.update([1]);
+            hash.update(&[1]);
             hash.update(link.as_os_str().as_encoded_bytes());
         }
     }
@@ -408,7 +410,7 @@ fn materialise(
     hash: Sha256,
     fill: impl FnOnce(&Path) -> io::Result<()>,
 ) -> Result<PathBuf, Error> {
-    let name: String = hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let name: String = hash.finish()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     let path = parent.join(name);
     if path.is_dir() {
         return Ok(path);

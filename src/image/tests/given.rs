@@ -1,5 +1,7 @@
 //! The packages of the shared test data, good and hostile, each against its expected outcome.
 
+use sha2::Digest as _;
+
 use std::os::fd::IntoRawFd;
 
 use expect_test::expect_file;
@@ -290,7 +292,7 @@ fn good_packages() {
             if let Some(files) = entry.string_map("content_files").unwrap() {
                 for (path, sha256) in files {
                     let content = fs::read(outcome.tree().join(path)).unwrap();
-                    assert_eq!(super::digest::hex(&Sha256::digest(content)), sha256);
+                    assert_eq!(super::digest::hex(&sha2::Sha256::digest(content)), sha256);
                 }
             }
             if name.contains("links-whiteouts") {

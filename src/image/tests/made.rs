@@ -1,5 +1,7 @@
 //! Packages that are made here: every form that is allowed, and what installing does with it.
 
+use sha2::Digest as _;
+
 use ::tar::EntryType;
 
 use super::fixture::{Archive, Image, digest_of, gzip, layer_package};
@@ -43,7 +45,7 @@ fn forms_of_a_package() {
         // The provider's manifest is kept byte by byte; the blob of the root file system is not.
         let manifest = fs::read(row.path.join("manifest.json")).unwrap();
         assert_eq!(manifest, image.manifest().as_bytes());
-        assert_eq!(row.manifest_digest, Sha256::digest(&manifest).to_vec());
+        assert_eq!(row.manifest_digest, sha2::Sha256::digest(&manifest).to_vec());
         assert_eq!(names(&row.path.join("blobs/sha256")).len(), 2);
         assert_eq!(row.package_digest, Sha3_256::digest(&package).to_vec());
         assert_eq!((row.gid, row.unused_since_ms, row.confirmed), (GID, None, false));
@@ -370,7 +372,7 @@ fn images_of_the_reference_load() {
         provider_id: NetworkId::new("prov"),
         gid: GID,
         path: path.clone(),
-        manifest_digest: Sha256::digest(&manifest).to_vec(),
+        manifest_digest: sha2::Sha256::digest(&manifest).to_vec(),
         tree_digest: String::new(),
         package_digest: Vec::new(),
         size_bytes: 1,
