@@ -265,7 +265,15 @@ fn attach_replaces_what_is_there() {
         rig.net.detach(&a.id).unwrap();
         rig.net.attach(&other).unwrap();
         assert!(rig.instance(&b).reaches(&rig.instance(&other), [172, 17, 0, 2].into()).is_ok());
-        assert_eq!(rig.keys(Set::Instances), 2);
+        // An earlier life got no further than the namespace, or not even that far.
+        let third = rig.plan("net1", NET1.1, "172.17.0.4", 8);
+        rig.host.create(third.id.as_str(), || Ok(())).unwrap();
+        rig.net.attach(&third).unwrap();
+        rig.net.detach(&third.id).unwrap();
+        std::fs::File::create(namespace(&third)).unwrap();
+        rig.net.attach(&third).unwrap();
+        assert!(rig.instance(&b).reaches(&rig.instance(&third), [172, 17, 0, 4].into()).is_ok());
+        assert_eq!(rig.keys(Set::Instances), 3);
     });
 }
 
