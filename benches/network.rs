@@ -5,7 +5,7 @@
 //!     cargo bench --features sim --bench network [-- FLAGS]
 //!
 //! `--json FILE`, `--rounds N` attaches and detaches (100), `--counted N` instances (256),
-//! `--pairs N` of transfers to compare (40), `--milliseconds N` for each of them (250), `--part NAME` of `attach`, `many`, `names`, `counters`,
+//! `--pairs N` of transfers to compare (60), `--milliseconds N` for each of them (250), `--part NAME` of `attach`, `many`, `names`, `counters`,
 //! `throughput` alone.
 //!
 //! Throughput is compared in pairs of short transfers, one after the other and in turns the one or the
@@ -70,6 +70,8 @@ const MANY: u64 = 64;
 const QUERIES: usize = 2000;
 /// Until a new connection is as fast as it gets.
 const RUN_UP: Duration = Duration::from_millis(50);
+/// So many pairs for one transfer over a host without rules.
+const APART: usize = 3;
 /// Processors of sender and receiver.
 const SENDER: usize = 1;
 const RECEIVER: usize = 0;
@@ -503,7 +505,7 @@ fn compare(
     untouched: Option<Way<'_>>,
 ) -> Outcome<()> {
     let (mut ruled, mut unruled, mut apart) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..args::number("--pairs", 40)? {
+    for number in 0..args::number("--pairs", 60)? {
         if number % 2 == 0 {
             ruled.push(transfer(host, instance)?);
             unruled.push(transfer(host, bare)?);
@@ -511,13 +513,16 @@ fn compare(
             unruled.push(transfer(host, bare)?);
             ruled.push(transfer(host, instance)?);
         }
-        if let Some(way) = untouched {
+        if let Some(way) = untouched.filter(|_| number % APART == 0) {
             apart.push(transfer(host, way)?);
         }
     }
     // What one transfer finds, its neighbour finds, too.
-    let ratio = |bare: &[f64]| middle(bare.iter().zip(&ruled).map(|(b, r)| b / r).collect());
-    let (near, far) = (ratio(&unruled), (!apart.is_empty()).then(|| ratio(&apart)));
+    let ratio = |bare: &[f64], step| {
+        middle(bare.iter().zip(ruled.iter().step_by(step)).map(|(b, r)| b / r).collect())
+    };
+    let near = ratio(&unruled, 1);
+    let far = (!apart.is_empty()).then(|| ratio(&apart, APART));
     table.note(format!("throughput {about}"), "Gbit/s", middle(ruled));
     table.note(format!("throughput {about}, bare links"), "Gbit/s", middle(unruled));
     let bars = (1.0, 1.0 / LEAST_SHARE);
