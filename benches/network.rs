@@ -9,10 +9,9 @@
 //! `throughput` alone.
 //!
 //! Throughput is compared in pairs of short transfers, one after the other and in turns the one or the
-//! other first, with sender and receiver on processors of their own: what else the machine does
-//! meets both. Bare links lead through the same host, where every packet passes connection tracking
-//! and the hooks of the rules, because the host has them. What a host without any of it does stands
-//! beside it.
+//! other first: what else the machine does meets both. Bare links lead through the same host, where
+//! every packet passes connection tracking and the hooks of the rules, because the host has them.
+//! What a host without any of it does stands beside it.
 //!
 //! Beside attaches stands what the kernel alone takes for a named namespace and a link into it with
 //! both ends up: no address, no bridge, no rules, no files.
@@ -43,8 +42,6 @@ use aos_servicemanager::sys::mount::{isolate, tmpfs};
 use aos_servicemanager::sys::netlink::{Family, Netlink};
 use aos_servicemanager::sys::netns::{self, HostNs};
 use crossbeam::channel::{Receiver, bounded};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use unit::table::{Bar, Table};
 use unit::{Outcome, PATIENCE, args, median, milliseconds, percentile};
 
@@ -72,9 +69,6 @@ const QUERIES: usize = 2000;
 const RUN_UP: Duration = Duration::from_millis(50);
 /// So many pairs for one transfer over a host without rules.
 const APART: usize = 3;
-/// Processors of sender and receiver.
-const SENDER: usize = 1;
-const RECEIVER: usize = 0;
 /// The least share of the bare throughput that the rules leave.
 const LEAST_SHARE: f64 = 0.95;
 const NETWORK: (&str, &str) = ("net1", "172.17.0.0/16");
@@ -539,14 +533,6 @@ fn middle(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// On a machine with one processor, both share it.
-fn stay_on(processor: usize) {
-    let mut set = CpuSet::new();
-    if set.set(processor).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &set);
-    }
-}
-
 /// Gbit/s from a namespace to a server.
 fn transfer(host: &Place, (from, server, address): Way<'_>) -> Outcome<f64> {
     let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0));
@@ -559,29 +545,25 @@ fn transfer(host: &Place, (from, server, address): Way<'_>) -> Outcome<f64> {
     let (mut receiver, _) = listener.accept()?;
     let length = Duration::from_millis(args::number("--milliseconds", 250)?);
     let flood = thread::spawn(move || {
-        stay_on(SENDER);
         let chunk = vec![7; 128 * 1024];
         // Ends when the other side is closed.
         while sender.write_all(&chunk).is_ok() {}
     });
-    let measured = thread::spawn(move || -> std::io::Result<f64> {
-        stay_on(RECEIVER);
-        let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0usize);
-        let mut take = || match receiver.read(&mut buffer)? {
-            0 => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)),
-            length => Ok(length),
-        };
-        let begun = Instant::now();
-        while begun.elapsed() < RUN_UP {
-            take()?;
-        }
-        let start = Instant::now();
-        while start.elapsed() < length {
-            bytes += take()?;
-        }
-        Ok(bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9)
-    });
-    let rate = measured.join().map_err(|_| "receiver panicked")??;
+    let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0usize);
+    let mut take = || match receiver.read(&mut buffer)? {
+        0 => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)),
+        length => Ok(length),
+    };
+    let begun = Instant::now();
+    while begun.elapsed() < RUN_UP {
+        take()?;
+    }
+    let start = Instant::now();
+    while start.elapsed() < length {
+        bytes += take()?;
+    }
+    let rate = bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9;
+    drop(receiver);
     flood.join().map_err(|_| "sender panicked")?;
     Ok(rate)
 }
