@@ -90,9 +90,11 @@ fn programs_that_cannot_run(mut unit: Unit) {
         ("nowhere", "directory"),
     ];
     let expect: Vec<_> = expect.chain(more).collect();
-    for (id, _) in &expect {
-        unit.say(&format!("wait failed {id} 60s"));
-    }
+    // Until then some are tried again, which makes them active for a moment.
+    wait_until("the last try of each", || {
+        let lines = unit.statuses();
+        lines.iter().filter(|line| line.contains("start limit reached")).count() == expect.len()
+    });
     let lines = unit.statuses();
     for (id, text) in expect {
         let line = lines.iter().find(|line| line.starts_with(&format!("{id}/"))).unwrap();
