@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use crossbeam::channel::{Receiver, bounded};
 use nix::mount::{MsFlags, mount};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde_json::json;
 
 use super::*;
@@ -640,7 +641,9 @@ fn crun_is_executed_once(bench: &mut Bench) {
     files::write_plain(&script, text.as_bytes(), 0o755).unwrap();
     bench.crun.settings.program = Ok(Program { binary: script.clone(), flavour });
     bench.crun.sealed = Some(Sealed::new(&script, scratch.clone()).unwrap());
-    assert!(files_were_made(bench));
+    // Unless the whole file system of crun is read-only, which it accepts.
+    let is_read_only = statvfs(&binary).unwrap().flags().contains(FsFlags::ST_RDONLY);
+    assert_eq!(files_were_made(bench), !is_read_only);
     // What a crun leaves that is killed after it has mounted its program.
     let left = scratch.join("crun.XXXXXX");
     files::write_plain(&left, b"", 0o000).unwrap();

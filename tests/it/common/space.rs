@@ -109,15 +109,17 @@ impl Space {
         Some(names.collect())
     }
 
-    /// What is in the firewall, in the words of `nft list`; `None` = no program to list it.
+    /// What is in the firewall, in the words of `nft list`; `None` = no program to list it, or no
+    /// nf_tables in the kernel.
     pub fn firewall(&self, what: &str) -> Option<String> {
         let nft = super::need::program("nft").ok()?;
         let mut list = Command::new(nft);
-        list.args(["list", what]).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = self.inside(|| list.spawn()).unwrap();
-        let text = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
-        assert!(child.wait().unwrap().success());
-        Some(text)
+        list.args(["list", what]).stdin(Stdio::null());
+        list.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let listed = self.inside(|| list.spawn()).unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&listed.stderr);
+        assert!(listed.status.success() || said.contains("not supported"), "{said}");
+        listed.status.success().then(|| String::from_utf8(listed.stdout).unwrap())
     }
 
     /// Mounts a small file system of its own.
