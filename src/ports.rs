@@ -29,6 +29,8 @@ pub trait Runtime: Send + Sync {
     fn create(&self, id: &InstanceId, bundle: &Path, stdio: Stdio) -> Result<Init, Failure>;
     /// Lets the created container run.
     fn start(&self, id: &InstanceId) -> Result<(), Failure>;
+    /// Whether a failure of these two is about the program of the instance.
+    fn blames_program(&self, failure: &Failure) -> bool;
     /// Takes over a running container after proving that it is the recorded one, and registers
     /// its pidfd. Never signals a process.
     fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure>;

@@ -87,6 +87,9 @@ impl Runtime for Fake {
     fn start(&self, _: &InstanceId) -> Result<(), Failure> {
         self.call("start")
     }
+    fn blames_program(&self, failure: &Failure) -> bool {
+        failure.message.contains("executable")
+    }
     fn adopt(&self, _: &InstanceId, record: &Record) -> Result<Started, Failure> {
         self.call("adopt").map(|()| Started { pid: record.pid, doubt: None })
     }

@@ -14,9 +14,6 @@ use crate::ports::{Init, NetworkPlan, Stdio};
 use crate::sys::fault;
 use crate::sys::span::span;
 
-/// How a runtime calls a program that it cannot execute, where it does not name it.
-const EXECUTABLE: &str = "executable";
-
 /// What came of a start.
 #[derive(Debug, PartialEq)]
 pub struct Outcome {
@@ -63,18 +60,18 @@ fn fresh(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started
             });
             Ok(Started { doubt, ..started })
         }
-        Err(failure) => Err(explained(failure, plan, doubt)),
+        Err(failure) => Err(explained(ports, failure, plan, doubt)),
     }
 }
 
 /// A runtime that refuses a program may not say which one, or what is wrong with it.
-fn explained(failure: Failure, plan: &StartPlan, doubt: Option<Doubt>) -> Failure {
+fn explained(ports: &Ports, failure: Failure, plan: &StartPlan, doubt: Option<Doubt>) -> Failure {
     let image = &plan.image.image;
     let program = image.entrypoint.first().or(image.cmd.first());
     let reason = match (doubt, program) {
         (Some(Doubt::Refused(why) | Doubt::Unloadable(why)), _) => why.into_string(),
         (None, Some(program))
-            if failure.message.contains(EXECUTABLE) && !failure.message.contains(program) =>
+            if ports.runtime.blames_program(&failure) && !failure.message.contains(program) =>
         {
             format!("{program:?}")
         }
@@ -89,7 +86,7 @@ fn again(ports: &Ports, plan: &StartPlan, undo: &mut Undo<'_>) -> Result<Started
     ports.bundles.record(&plan.id, &starting(plan))?;
     let stdio = ports.sinks.open(plan)?;
     let started = container(ports, plan, &ports.bundles.path(&plan.id), stdio, undo);
-    started.map_err(|failure| explained(failure, plan, None))
+    started.map_err(|failure| explained(ports, failure, plan, None))
 }
 
 fn container(
@@ -289,7 +286,8 @@ mod tests {
         let mut plan = fake::plan();
         let check = |plan: &StartPlan, message: &str, expect: &str| {
             let failure = Failure { transient: true, ..Failure::text(message) };
-            let told = explained(failure.clone(), plan, None);
+            let told = |ports: &Ports| explained(ports, failure.clone(), plan, None);
+            let (told, _) = Fake::default().run(told);
             assert_eq!(told, Failure { message: expect.to_owned(), ..failure });
         };
         let denied = "open executable: Permission denied";

@@ -47,6 +47,9 @@ const COMPLAINT_LINES: usize = 3;
 /// Reported when they have been taken out of the sink before they could be read there.
 const IN_THE_LOG: &str = "its words are in the log of the instance";
 
+/// How both runtimes call a program that they cannot execute; crun does not always name it.
+const EXECUTABLE: &str = "executable";
+
 /// What a pipe holds at most, in bytes.
 const PIPE_MAX: u64 = 64 << 10;
 
@@ -382,6 +385,10 @@ impl Runtime for Crun {
         self.call(&self.bundle(id), vec!["start".into(), id.as_str().into()], None)?;
         self.check_limits(id);
         Ok(())
+    }
+
+    fn blames_program(&self, failure: &Failure) -> bool {
+        failure.message.contains(EXECUTABLE)
     }
 
     fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure> {

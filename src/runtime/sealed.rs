@@ -8,6 +8,9 @@
 //! defence made once. The variables are those by which crun and runc agree about it with
 //! themselves.
 //!
+//! Made at the start, asked on the exec threads before each call. In: the path of the program. Out:
+//! the file to execute, and the variables for it.
+//!
 //! Where there can be no view (before Linux 5.12, or the program is a script), crun does as before,
 //! but in a directory of ours, where the next life of the daemon finds what was left behind.
 

@@ -334,6 +334,10 @@ impl Runtime for Host {
         Ok(())
     }
 
+    fn blames_program(&self, _: &Failure) -> bool {
+        false
+    }
+
     fn adopt(&self, id: &InstanceId, record: &Record) -> Result<Started, Failure> {
         let mut inner = self.lock();
         inner.call("adopt")?;
