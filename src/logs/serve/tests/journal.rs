@@ -3,6 +3,24 @@
 use super::*;
 use crate::logs::testing::{Journald, RealProcesses};
 
+/// The texts of the lines of an answer.
+fn texts_of(
+    settings: &LogSettings,
+    processes: &RealProcesses,
+    kind: LogKind,
+    till_ms: Option<i64>,
+) -> Vec<String> {
+    let desk = Desk { settings, processes, now: now() };
+    let request = LogRequest { log_id: "log".to_owned(), kind, from_ms: None, till_ms };
+    let mut text = String::new();
+    send("log", desk.answer(&request), |part| {
+        text.push_str(&decompressed(&part.data));
+        true
+    });
+    let message = |line: &str| line.split_once(" +0000 UTC ").unwrap().1.to_owned();
+    text.lines().map(message).collect()
+}
+
 #[test]
 fn journal() {
     let root = tempfile::tempdir().unwrap();
@@ -102,15 +120,7 @@ fn crash_of_an_instance_that_writes_to_a_journal() {
         };
         let texts = |service: Option<&str>, till_ms: Option<i64>| {
             let kind = LogKind::Crash(filter(service, None, None));
-            let desk = Desk { settings: &settings, processes: &processes, now: now() };
-            let request = LogRequest { log_id: "log".to_owned(), kind, from_ms: None, till_ms };
-            let mut text = String::new();
-            send("log", desk.answer(&request), |part| {
-                text.push_str(&decompressed(&part.data));
-                true
-            });
-            let message = |line: &str| line.split_once(" +0000 UTC ").unwrap().1.to_owned();
-            text.lines().map(message).collect::<Vec<_>>()
+            texts_of(&settings, &processes, kind, till_ms)
         };
         life("a", "first", Exit::Code(1));
         let between = SystemClock.now().wall_ms;
@@ -169,17 +179,8 @@ fn crashes_in_a_journal_with_two_boots() {
         let boots = journald.control(&["-o", "export", "--output-fields=MESSAGE"]);
         assert!(boots.contains("_BOOT_ID=0123456789ab4def8123456789abcdef"), "{boots}");
 
-        let texts = |kind: LogKind, till_ms: Option<i64>| {
-            let desk = Desk { settings: &settings, processes: &processes, now: now() };
-            let request = LogRequest { log_id: "log".to_owned(), kind, from_ms: None, till_ms };
-            let mut text = String::new();
-            send("log", desk.answer(&request), |part| {
-                text.push_str(&decompressed(&part.data));
-                true
-            });
-            let message = |line: &str| line.split_once(" +0000 UTC ").unwrap().1.to_owned();
-            text.lines().map(message).collect::<Vec<_>>()
-        };
+        let texts =
+            |kind: LogKind, till_ms: Option<i64>| texts_of(&settings, &processes, kind, till_ms);
         let crash = || LogKind::Crash(filter(Some("service-a"), None, None));
         assert_eq!(texts(crash(), None), ["in the second boot ", "exited with code 3 "]);
         assert_eq!(texts(crash(), Some(between)), ["in the first boot ", "exited with code 1 "]);
