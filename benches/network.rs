@@ -9,9 +9,11 @@
 //! `throughput` alone.
 //!
 //! Throughput is compared in pairs of short transfers, one after the other and in turns the one or the
-//! other first: what else the machine does meets both. Bare links lead through the same host, where
-//! every packet passes connection tracking and the hooks of the rules, because the host has them.
-//! What a host without any of it does stands beside it.
+//! other first: what else the machine does meets both. Judged is what our rules, counters and limits
+//! take from a host that has the same bridge and link, masquerades, and has no rule besides: less
+//! than that no network of instances can be. A link without bridge on a host without netfilter stands
+//! beside it, to show what the kernel takes for those. Senders are not paced (`reno`), so that what a
+//! packet costs is not hidden by pauses.
 //!
 //! Beside attaches stands what the kernel alone takes for a named namespace and a link into it with
 //! both ends up: no address, no bridge, no rules, no files.
@@ -67,18 +69,21 @@ const MANY: u64 = 64;
 const QUERIES: usize = 2000;
 /// Until a new connection is as fast as it gets.
 const RUN_UP: Duration = Duration::from_millis(50);
-/// So many pairs for one transfer over a host without rules.
+/// So many pairs for one transfer over a bare link.
 const APART: usize = 3;
+const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// Whether the kernel shows frames within a bridge to the firewall, if it can: a setting of the node
 /// that is none of ours, off where nobody has loaded `br_netfilter`.
 const BRIDGES_FILTERED: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// The least share of the bare throughput that the rules leave.
+/// The least share of the throughput that the rules leave.
 const LEAST_SHARE: f64 = 0.95;
 const NETWORK: (&str, &str) = ("net1", "172.17.0.0/16");
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
-/// The end of bare links at the host, and their other end.
-const BARE: [&str; 2] = ["198.51.100.1", "198.51.100.2"];
+/// Hosts to compare with, the first one with a bridge, and the namespaces at both ends of them.
+const PLAIN: [&str; 3] = ["plain", "plain-guest", "plain-outside"];
+const BARE: [&str; 3] = ["bare", "bare-guest", "bare-outside"];
 /// Not a private address: traffic with it is counted and masqueraded.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
@@ -446,57 +451,96 @@ fn counters(host: &Place, table: &mut Table) -> Outcome<()> {
     host.detach_all(&plans)
 }
 
-/// The same path twice: namespace, host, outside. Once with bridge and all rules, once bare.
+/// The same path three times: namespace, host, outside. Once with bridge and all rules, once with
+/// what the kernel needs for that without any rule, once bare.
 fn throughput(host: &Place, table: &mut Table) -> Outcome<()> {
     let plan = host.plan(0)?;
     host.net.attach(&plan)?;
     host.ns.create("outside", || Ok(()))?;
-    host.ns.create("bare", || Ok(()))?;
-    link(None, "up0", "203.0.113.2", "outside", "203.0.113.1")?;
-    link(None, "bare0", BARE[0], "bare", BARE[1])?;
-    // A host without rules, and what is behind it.
-    for name in ["router", "behind"] {
-        host.ns.create(name, || Ok(()))?;
+    link(None, "up0", "203.0.113.2/24", "outside", "203.0.113.1/24")?;
+    for [router, guest, outside] in [PLAIN, BARE] {
+        for name in [router, guest, outside] {
+            host.ns.create(name, || Ok(()))?;
+        }
+        host.ns.enter(router, || std::fs::write(FORWARD, "1"))??;
+        link(Some(router), "up0", "203.0.113.2/24", outside, "203.0.113.1/24")?;
+        link(Some(router), "guest0", "172.17.0.1/16", guest, "172.17.0.2/16")?;
     }
-    host.ns.enter("router", || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
-    host.ns.create("beyond", || Ok(()))?;
-    link(Some("router"), "up0", "203.0.113.2", "beyond", "203.0.113.1")?;
-    link(Some("router"), "bare0", BARE[0], "behind", BARE[1])?;
+    host.ns.enter(PLAIN[0], bridge_and_masquerade)??;
+    for sender in [plan.id.as_str(), PLAIN[1], BARE[1]] {
+        host.ns.enter(sender, || std::fs::write(CONGESTION, "reno"))??;
+    }
 
-    let to_node = [(plan.id.as_str(), None, NODE), ("bare", None, BARE[0].parse()?)];
-    let to_outside =
-        [(plan.id.as_str(), Some("outside"), OUTSIDE), ("bare", Some("outside"), OUTSIDE)];
-    let untouched = ("behind", Some("beyond"), OUTSIDE);
-    let is_known = Path::new(BRIDGES_FILTERED).exists();
-    if is_known {
-        std::fs::write(BRIDGES_FILTERED, "0")?;
-    }
-    compare(host, table, "to the node", to_node, None)?;
-    compare(host, table, "to the outside", to_outside, Some(untouched))?;
-    if is_known {
-        std::fs::write(BRIDGES_FILTERED, "1")?;
-        compare(host, table, "to the node, bridges filtered", to_node, None)?;
-        compare(host, table, "to the outside, bridges filtered", to_outside, None)?;
+    let ways = |node: bool| {
+        let way = |guest, host, outside| match node {
+            true => Way { from: guest, to: host, address: NODE },
+            false => Way { from: guest, to: Some(outside), address: OUTSIDE },
+        };
+        [
+            way(plan.id.as_str(), None, "outside"),
+            way(PLAIN[1], Some(PLAIN[0]), PLAIN[2]),
+            way(BARE[1], Some(BARE[0]), BARE[2]),
+        ]
+    };
+    let places = [None, Some(PLAIN[0])];
+    let settings: &[(&str, &str)] = match Path::new(BRIDGES_FILTERED).exists() {
+        true => &[("", "0"), (", bridges filtered", "1")],
+        false => &[("", "")],
+    };
+    for (about, filtered) in settings {
+        for place in places.iter().filter(|_| !filtered.is_empty()) {
+            let set = || std::fs::write(BRIDGES_FILTERED, filtered);
+            match place {
+                Some(name) => host.ns.enter(name, set)??,
+                None => set()?,
+            }
+        }
+        compare(host, table, &format!("to the node{about}"), ways(true))?;
+        compare(host, table, &format!("to the outside{about}"), ways(false))?;
     }
     host.net.detach(&plan.id)?;
     Ok(())
 }
 
-/// Who sends, where the receiver is, and its address.
-type Way<'a> = (&'a str, Option<&'a str>, Ipv4Addr);
+/// In the namespace of the thread: what the kernel has for such a network, and nothing else.
+fn bridge_and_masquerade() -> Outcome<()> {
+    for command in [
+        "link add br0 type bridge",
+        "addr flush dev guest0",
+        "link set guest0 master br0",
+        "link set br0 up",
+        "addr add 172.17.0.1/16 dev br0",
+    ] {
+        ip(command)?;
+    }
+    let rule = "add table ip nat; \
+                add chain ip nat out { type nat hook postrouting priority 100; }; \
+                add rule ip nat out oifname up0 masquerade";
+    let status = Command::new("nft").arg(rule).status().map_err(|err| format!("nft: {err}"))?;
+    if status.success() { Ok(()) } else { Err("nft cannot masquerade".into()) }
+}
+
+/// Who sends, where the receiver is (`None` = this host), and its address.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    from: &'a str,
+    to: Option<&'a str>,
+    address: Ipv4Addr,
+}
 
 /// Puts a link between a host (`None` = this one) and a namespace that has its default route there.
 fn link(host: Option<&str>, name: &str, here: &str, there: &str, address: &str) -> Outcome<()> {
     let at = |host: Option<&str>| host.map_or_else(String::new, |host| format!("-n {host} "));
     let (host, space) = (at(host), at(Some(there)));
+    let gateway = here.split('/').next().unwrap_or(here);
     for command in [
         format!("{host}link add {name} type veth peer name eth0 netns {there}"),
         format!("{host}link set {name} up"),
-        format!("{host}addr add {here}/24 dev {name}"),
+        format!("{host}addr add {here} dev {name}"),
         format!("{space}link set lo up"),
-        format!("{space}addr add {address}/24 dev eth0"),
+        format!("{space}addr add {address} dev eth0"),
         format!("{space}link set eth0 up"),
-        format!("{space}route add default via {here}"),
+        format!("{space}route add default via {gateway}"),
     ] {
         ip(&command)?;
     }
@@ -507,36 +551,32 @@ fn compare(
     host: &Place,
     table: &mut Table,
     about: &str,
-    [instance, bare]: [Way<'_>; 2],
-    untouched: Option<Way<'_>>,
+    [instance, plain, bare]: [Way<'_>; 3],
 ) -> Outcome<()> {
     let (mut ruled, mut unruled, mut apart) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..args::number("--pairs", 60)? {
         if number % 2 == 0 {
             ruled.push(transfer(host, instance)?);
-            unruled.push(transfer(host, bare)?);
+            unruled.push(transfer(host, plain)?);
         } else {
-            unruled.push(transfer(host, bare)?);
+            unruled.push(transfer(host, plain)?);
             ruled.push(transfer(host, instance)?);
         }
-        if let Some(way) = untouched.filter(|_| number % APART == 0) {
-            apart.push(transfer(host, way)?);
+        if number % APART == 0 {
+            apart.push(transfer(host, bare)?);
         }
     }
     // What one transfer finds, its neighbour finds, too.
-    let ratio = |bare: &[f64], step| {
-        middle(bare.iter().zip(ruled.iter().step_by(step)).map(|(b, r)| b / r).collect())
+    let ratio = |others: &[f64], step| {
+        middle(others.iter().zip(ruled.iter().step_by(step)).map(|(o, r)| o / r).collect())
     };
-    let near = ratio(&unruled, 1);
-    let far = (!apart.is_empty()).then(|| ratio(&apart, APART));
+    let (near, far) = (ratio(&unruled, 1), ratio(&apart, APART));
     table.note(format!("throughput {about}"), "Gbit/s", middle(ruled));
-    table.note(format!("throughput {about}, bare links"), "Gbit/s", middle(unruled));
+    table.note("  bridge and masquerade alone", "Gbit/s", middle(unruled));
     let bars = (1.0, 1.0 / LEAST_SHARE);
-    table.judge(format!("bare / with rules, {about}"), "×", near, bars, Bar::Soft);
-    if let Some(far) = far {
-        table.note("  host without rules, bridge and masquerade", "Gbit/s", middle(apart));
-        table.note("  compared with that", "×", far);
-    }
+    table.judge(format!("without / with rules, {about}"), "×", near, bars, Bar::Soft);
+    table.note("  link without them", "Gbit/s", middle(apart));
+    table.note("  compared with that", "×", far);
     Ok(())
 }
 
@@ -546,9 +586,9 @@ fn middle(mut values: Vec<f64>) -> f64 {
 }
 
 /// Gbit/s from a namespace to a server.
-fn transfer(host: &Place, (from, server, address): Way<'_>) -> Outcome<f64> {
+fn transfer(host: &Place, Way { from, to, address }: Way<'_>) -> Outcome<f64> {
     let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0));
-    let listener = match server {
+    let listener = match to {
         Some(name) => host.ns.enter(name, listen)??,
         None => listen()?,
     };

@@ -2,10 +2,12 @@
 //! a counter for each direction and, if it is limited, a quota. Local networks are not counted.
 //!
 //! The chains stand before all others, where no verdict of somebody else hides bytes. Quotas stand
-//! before counters, so that what is dropped is not reported. Whether a packet is local is the dearest
-//! question, so each end of it is asked once: what is not leads to a chain with quota and counter.
-//! What is counted is the packet at layer 3. Counters of the node leave out what it forwards, those
-//! of instances what the node itself sends. A kernel without quotas has sets in their place, of the
+//! before counters, so that what is dropped is not reported. Each packet pays for what stands here:
+//! the group of a link tells which end of a packet belongs to an instance, and only the other end is
+//! compared with the local networks, one by one, which takes the kernel less time than a look into a
+//! set of intervals. Each rule says for which protocol it is, so that `nft list` can show its meaning.
+//! What is counted is the packet at layer 3. Counters of the node leave out what it forwards, those of
+//! instances what the node itself sends. A kernel without quotas has sets in their place, of the
 //! addresses that have used up what they may.
 
 use std::collections::BTreeSet;
@@ -25,9 +27,11 @@ const CHAIN_TO: &str = "aos_acct_to";
 const CHAIN_FROM: &str = "aos_acct_from";
 const CHAIN_INPUT: &str = "aos_acct_in";
 const CHAIN_OUTPUT: &str = "aos_acct_out";
+const CHAIN_INPUT6: &str = "aos_acct_in6";
+const CHAIN_OUTPUT6: &str = "aos_acct_out6";
 const PRIORITY: i32 = -10;
-const LOCAL4: &str = "aos_local4";
 const LOCAL6: &str = "aos_local6";
+const LOOPBACK: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 0, 0, 0), 8);
 /// Loopback, unique local, link-local, multicast.
 const LOCAL6_NETWORKS: [(Ipv6Addr, u8); 4] = [
     (Ipv6Addr::LOCALHOST, 128),
@@ -246,7 +250,7 @@ pub(super) fn install(batch: &mut Messages, id: u32, policy: &Policy, node: Volu
         nft::new_counter(batch, TABLE, name, bytes);
     }
     nft::new_counter(batch, TABLE, DENIED, 0);
-    for name in [CHAIN_TO, CHAIN_FROM] {
+    for name in [CHAIN_TO, CHAIN_FROM, CHAIN_INPUT6, CHAIN_OUTPUT6] {
         nft::new_chain(batch, TABLE, name, None);
     }
     for (name, number) in [
@@ -266,20 +270,17 @@ fn install_sets(batch: &mut Messages, id: u32, policy: &Policy) {
         nft::new_set(batch, TABLE, &NewSet { name, key_type, key_bytes, id, content });
     };
     let (v4, v6) = ((nft::TYPE_IPV4, 4), (nft::TYPE_IPV6, 16));
-    new(batch, LOCAL4, id, v4, Content::Intervals);
-    new(batch, LOCAL6, id + 1, v6, Content::Intervals);
+    new(batch, LOCAL6, id, v6, Content::Intervals);
     let used = |gauge: &Gauge| *police || gauge.kind() != object::LIMIT;
-    for (gauge, id) in Gauge::ALL.into_iter().filter(used).zip(id + 2..) {
+    for (gauge, id) in Gauge::ALL.into_iter().filter(used).zip(id + 1..) {
         let content = match gauge.kind() {
             object::QUOTA if *polled => Content::Keys,
             kind => Content::Objects(kind),
         };
         new(batch, gauge.map(), id, v4, content);
     }
-    for (set, intervals) in [(LOCAL4, &local.v4), (LOCAL6, &local.v6)] {
-        if !intervals.is_empty() {
-            nft::new_intervals(batch, TABLE, set, intervals);
-        }
+    if !local.v6.is_empty() {
+        nft::new_intervals(batch, TABLE, LOCAL6, &local.v6);
     }
 }
 
@@ -297,36 +298,52 @@ fn install_rules(batch: &mut Messages, policy: &Policy) {
         append_rule(batch, chain, |p| p.ipv4().source().count_in(Gauge::UploadSpeed.map()).drop());
     }
     // Who sends has sent, whatever becomes of it at the limit of the other end.
-    append_rule(batch, chain, |p| p.ipv4().destination().not_in_set(LOCAL4).jump(CHAIN_FROM));
-    append_rule(batch, chain, |p| p.ipv4().source().not_in_set(LOCAL4).jump(CHAIN_TO));
-    // Only IPv4 comes here.
-    append_rule(batch, CHAIN_TO, |p| stop(p.destination(), Gauge::DownloadLimit));
-    append_rule(batch, CHAIN_FROM, |p| stop(p.source(), Gauge::UploadLimit));
+    append_rule(batch, chain, |p| p.from_ours().jump(CHAIN_FROM));
+    append_rule(batch, chain, |p| p.to_ours().jump(CHAIN_TO));
+    for network in policy.local.forwarded() {
+        append_rule(batch, CHAIN_FROM, |p| p.ipv4().destination_in(network).back());
+        append_rule(batch, CHAIN_TO, |p| p.ipv4().source_in(network).back());
+    }
+    append_rule(batch, CHAIN_TO, |p| stop(p.ipv4().destination(), Gauge::DownloadLimit));
+    append_rule(batch, CHAIN_FROM, |p| stop(p.ipv4().source(), Gauge::UploadLimit));
     append_rule(batch, CHAIN_TO, |p| {
-        p.destination().count_in(Gauge::Download.map());
+        p.ipv4().destination().count_in(Gauge::Download.map());
     });
     append_rule(batch, CHAIN_FROM, |p| {
-        p.source().count_in(Gauge::Upload.map());
+        p.ipv4().source().count_in(Gauge::Upload.map());
     });
+    node_rules(batch, &policy.local);
+}
+
+/// What the node itself receives and sends.
+fn node_rules(batch: &mut Messages, local: &LocalNetworks) {
     let [download, upload] = NODE_COUNTERS;
+    append_rule(batch, CHAIN_INPUT, |p| p.ipv6().go_to(CHAIN_INPUT6));
+    append_rule(batch, CHAIN_OUTPUT, |p| p.ipv6().go_to(CHAIN_OUTPUT6));
+    for network in &local.v4 {
+        append_rule(batch, CHAIN_INPUT, |p| p.ipv4().source_in(*network).back());
+        append_rule(batch, CHAIN_OUTPUT, |p| p.ipv4().destination_in(*network).back());
+    }
     append_rule(batch, CHAIN_INPUT, |p| {
-        p.ipv4().source().not_in_set(LOCAL4).count(download);
+        p.count(download);
     });
-    append_rule(batch, CHAIN_INPUT, |p| {
+    append_rule(batch, CHAIN_OUTPUT, |p| {
+        p.count(upload);
+    });
+    append_rule(batch, CHAIN_INPUT6, |p| {
         p.ipv6().source6().not_in_set(LOCAL6).count(download);
     });
-    append_rule(batch, CHAIN_OUTPUT, |p| {
-        p.ipv4().destination().not_in_set(LOCAL4).count(upload);
-    });
-    append_rule(batch, CHAIN_OUTPUT, |p| {
+    append_rule(batch, CHAIN_OUTPUT6, |p| {
         p.ipv6().destination6().not_in_set(LOCAL6).count(upload);
     });
 }
 
-/// First and last address of networks, sorted, without overlaps: the kernel refuses those.
+/// Networks to which traffic is not counted.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct LocalNetworks {
-    v4: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Sorted, none within another.
+    v4: Vec<(Ipv4Addr, u8)>,
+    /// First and last addresses, sorted, without overlaps: the kernel refuses those in a set.
     v6: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -341,12 +358,27 @@ impl LocalNetworks {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (address, prefix) in networks {
             match address {
-                IpAddr::V4(a) => v4.push(range(a.to_bits().into(), 32, *prefix)),
+                IpAddr::V4(a) => v4.push((*a, *prefix)),
                 IpAddr::V6(a) => v6.push(range(a.to_bits(), 128, *prefix)),
             }
         }
-        Self { v4: merged(v4, 4), v6: merged(v6, 16) }
+        // The widest one of those that begin alike comes first.
+        v4.sort_unstable();
+        v4.dedup_by(|inner, outer| contains(*outer, *inner));
+        Self { v4, v6: merged(v6) }
     }
+
+    /// Those that a packet which is passed on may have an address of.
+    fn forwarded(&self) -> impl Iterator<Item = (Ipv4Addr, u8)> {
+        self.v4.iter().copied().filter(|network| !contains(LOOPBACK, *network))
+    }
+}
+
+/// Whether one network is within the other.
+fn contains(outer: (Ipv4Addr, u8), inner: (Ipv4Addr, u8)) -> bool {
+    let range = |(address, prefix): (Ipv4Addr, u8)| range(address.to_bits().into(), 32, prefix);
+    let ((first, last), (from, to)) = (range(outer), range(inner));
+    first <= from && to <= last
 }
 
 fn range(address: u128, bits: u32, prefix: u8) -> (u128, u128) {
@@ -355,7 +387,7 @@ fn range(address: u128, bits: u32, prefix: u8) -> (u128, u128) {
     (address & !hosts, address | hosts)
 }
 
-fn merged(mut ranges: Vec<(u128, u128)>, key_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn merged(mut ranges: Vec<(u128, u128)>) -> Vec<(Vec<u8>, Vec<u8>)> {
     ranges.sort_unstable();
     let mut merged: Vec<(u128, u128)> = Vec::new();
     for (first, last) in ranges {
@@ -365,7 +397,7 @@ fn merged(mut ranges: Vec<(u128, u128)>, key_bytes: usize) -> Vec<(Vec<u8>, Vec<
             _ => merged.push((first, last)),
         }
     }
-    let key = |address: u128| address.to_be_bytes()[16 - key_bytes..].to_vec();
+    let key = |address: u128| address.to_be_bytes().to_vec();
     merged.into_iter().map(|(first, last)| (key(first), key(last))).collect()
 }
 
@@ -375,33 +407,44 @@ mod tests {
 
     #[test]
     fn networks_become_intervals() {
-        let check = |networks: &[&str], v4: &[(&str, &str)], v6: &[(&str, &str)]| {
-            let networks: Vec<(IpAddr, u8)> = networks
-                .iter()
-                .map(|text| text.split_once('/').unwrap())
-                .map(|(address, prefix)| (address.parse().unwrap(), prefix.parse().unwrap()))
-                .collect();
+        let parsed = |network: &&str| -> (IpAddr, u8) {
+            let (address, prefix) = network.split_once('/').unwrap();
+            (address.parse().unwrap(), prefix.parse().unwrap())
+        };
+        let check = |networks: &[&str], v4: &[&str], v6: &[(&str, &str)]| {
+            let networks: Vec<_> = networks.iter().map(parsed).collect();
             let keys = |pairs: &[(&str, &str)]| -> Vec<(Vec<u8>, Vec<u8>)> {
-                let key = |text: &str| match text.parse().unwrap() {
-                    IpAddr::V4(a) => a.octets().to_vec(),
-                    IpAddr::V6(a) => a.octets().to_vec(),
-                };
+                let key = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets().to_vec();
                 pairs.iter().map(|(first, last)| (key(first), key(last))).collect()
             };
-            let expect = LocalNetworks { v4: keys(v4), v6: keys(v6) };
+            let v4 = v4.iter().map(parsed).map(|(address, prefix)| match address {
+                IpAddr::V4(address) => (address, prefix),
+                IpAddr::V6(_) => panic!("{address} is of the other family"),
+            });
+            let expect = LocalNetworks { v4: v4.collect(), v6: keys(v6) };
             assert_eq!(LocalNetworks::of(&networks), expect);
         };
         check(&[], &[], &[]);
-        check(&["10.0.0.0/8"], &[("10.0.0.0", "10.255.255.255")], &[]);
+        check(&["10.0.0.0/8"], &["10.0.0.0/8"], &[]);
         check(
-            &["172.16.0.0/12", "172.17.0.0/16", "172.32.0.0/16", "10.0.0.1/32"],
-            &[("10.0.0.1", "10.0.0.1"), ("172.16.0.0", "172.32.255.255")],
+            &["172.17.0.0/16", "172.16.0.0/12", "172.16.0.0/16", "172.32.0.0/16", "10.0.0.1/32"],
+            &["10.0.0.1/32", "172.16.0.0/12", "172.32.0.0/16"],
             &[],
         );
-        check(&["0.0.0.0/0"], &[("0.0.0.0", "255.255.255.255")], &[]);
+        check(&["0.0.0.0/0", "10.0.0.0/8"], &["0.0.0.0/0"], &[]);
         let all = ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
         check(&["::/0", "fe80::/10"], &[], &[all]);
         check(&["::1/128"], &[], &[("::1", "::1")]);
+    }
+
+    #[test]
+    fn what_is_passed_on_has_no_loopback_address() {
+        let networks = ["127.0.0.0/8", "10.0.0.0/8"].map(|text| {
+            let (address, prefix) = text.split_once('/').unwrap();
+            (address.parse().unwrap(), prefix.parse().unwrap())
+        });
+        let forwarded: Vec<_> = LocalNetworks::of(&networks).forwarded().collect();
+        assert_eq!(forwarded, [(Ipv4Addr::new(10, 0, 0, 0), 8)]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::error::Error;
 use super::firewall::Share;
 use super::naming::{self, LinkName};
 use super::plan::{self, Subnet, Wanted};
-use super::rtnl::{self, Index, Link, LinkAddress, NewBridge, NewVlan, Route};
+use super::rtnl::{self, Index, LINK_GROUP, Link, LinkAddress, NewBridge, NewVlan, Route};
 use super::rules;
 use super::wire::Messages;
 use crate::model::desired::NetworkParams;
@@ -308,6 +308,9 @@ impl Domain {
         }
         if !link.up {
             rtnl::set_up(&mut messages, index);
+        }
+        if link.group != LINK_GROUP {
+            rtnl::set_group(&mut messages, index, LINK_GROUP);
         }
         let own: Vec<&LinkAddress> = view.addresses.iter().filter(|a| a.index == index).collect();
         // The kernel deletes younger addresses of the subnet together with the oldest one.

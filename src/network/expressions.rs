@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use super::nft::{
     DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, LIST_ELEMENT, object,
 };
+use super::rtnl::LINK_GROUP;
 use super::wire::Payload;
 
 /// Expressions of one rule, in the order of evaluation.
@@ -23,6 +24,8 @@ const META_IN_NAME: u32 = 6;
 const META_OUT_NAME: u32 = 7;
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
+const META_IN_GROUP: u32 = 21;
+const META_OUT_GROUP: u32 = 22;
 const PAYLOAD_NETWORK: u32 = 1;
 const PAYLOAD_TRANSPORT: u32 = 2;
 const SOURCE: u32 = 12;
@@ -39,6 +42,7 @@ const VERDICT_DROP: i32 = 0;
 const VERDICT_ACCEPT: i32 = 1;
 const VERDICT_JUMP: i32 = -3;
 const VERDICT_GOTO: i32 = -4;
+const VERDICT_RETURN: i32 = -5;
 
 impl Program<'_, '_> {
     fn expression(&mut self, name: &str, data: impl FnOnce(&mut Payload<'_>)) -> &mut Self {
@@ -173,9 +177,40 @@ impl Program<'_, '_> {
         self.destination().meta(META_PROTOCOL, PART_9).payload(PART_10, PAYLOAD_TRANSPORT, 2, 2)
     }
 
+    /// Continues if it came in by a link of ours.
+    pub(super) fn from_ours(&mut self) -> &mut Self {
+        self.meta(META_IN_GROUP, REG_1).compare(CMP_EQUAL, &LINK_GROUP.to_ne_bytes())
+    }
+
+    /// Continues if it leaves by a link of ours.
+    pub(super) fn to_ours(&mut self) -> &mut Self {
+        self.meta(META_OUT_GROUP, REG_1).compare(CMP_EQUAL, &LINK_GROUP.to_ne_bytes())
+    }
+
+    /// Continues if the source is in the network.
+    pub(super) fn source_in(&mut self, network: (Ipv4Addr, u8)) -> &mut Self {
+        self.address_in(SOURCE, network)
+    }
+
     /// Continues if the destination is in the network.
-    pub(super) fn destination_in(&mut self, network: Ipv4Addr, mask: Ipv4Addr) -> &mut Self {
-        self.destination().mask(mask.octets()).compare(CMP_EQUAL, &network.octets())
+    pub(super) fn destination_in(&mut self, network: (Ipv4Addr, u8)) -> &mut Self {
+        self.address_in(DESTINATION, network)
+    }
+
+    /// The kernel has the quickest steps for these: a few bytes from the packet, a mask if they are
+    /// not all of the prefix, a comparison.
+    fn address_in(&mut self, offset: u32, (network, prefix): (Ipv4Addr, u8)) -> &mut Self {
+        let (bytes, whole): (u8, _) = match prefix {
+            8 => (1, true),
+            16 => (2, true),
+            other => (4, other == 32),
+        };
+        self.payload(REG_1, PAYLOAD_NETWORK, offset, bytes.into());
+        if !whole {
+            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+            self.mask(mask.to_be_bytes());
+        }
+        self.compare(CMP_EQUAL, &network.octets()[..bytes.into()])
     }
 
     /// Continues if the connection is in one of these states.
@@ -202,6 +237,11 @@ impl Program<'_, '_> {
 
     pub(super) fn go_to(&mut self, chain: &str) {
         self.verdict(VERDICT_GOTO, chain);
+    }
+
+    /// Back to the rule behind the one that led here.
+    pub(super) fn back(&mut self) {
+        self.verdict(VERDICT_RETURN, "");
     }
 
     pub(super) fn masquerade(&mut self) {

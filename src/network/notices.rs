@@ -20,7 +20,7 @@ use super::domain::{Bridged, Domain, chain};
 use super::error::Error;
 use super::filter;
 use super::listing::{self, Count};
-use super::rtnl::{self, INSTANCE_INTERFACE, Index, Link};
+use super::rtnl::{self, INSTANCE_INTERFACE, Index, LINK_GROUP, Link};
 use super::rules::TABLE;
 use super::wire::{self, Messages};
 use crate::model::id::{InstanceId, NetworkId};
@@ -210,8 +210,27 @@ impl Domain {
         }
     }
 
-    /// Another MTU of the parent of a VLAN: frames between nodes must not vanish in it.
     fn link_changed(&mut self, link: &Link) {
+        self.keep_group(link);
+        self.follow_mtu(link);
+    }
+
+    /// The rules know bridges by their group.
+    fn keep_group(&mut self, link: &Link) {
+        let mut standing = self.networks.values().filter_map(|network| network.standing.as_ref());
+        if link.group == LINK_GROUP || !standing.any(|standing| standing.index == link.index) {
+            return;
+        }
+        warn!("bridge was put into another group; putting it back bridge={}", link.name);
+        let mut messages = Messages::new();
+        rtnl::set_group(&mut messages, link.index, LINK_GROUP);
+        if let Err(err) = self.links.execute(&mut messages) {
+            error!("cannot put bridge back into its group err={}", chain(&err));
+        }
+    }
+
+    /// Another MTU of the parent of a VLAN: frames between nodes must not vanish in it.
+    fn follow_mtu(&mut self, link: &Link) {
         let concerned = self.networks.iter().filter_map(|(id, network)| {
             let standing = network.standing.as_ref()?;
             (standing.parent == Some(link.index) && standing.mtu != link.mtu).then(|| id.clone())

@@ -70,8 +70,8 @@ const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
 
-/// Group number of all our links, so that `ip link show group` tells them at a glance.
-const LINK_GROUP: u32 = 0x0061_6f73;
+/// Group number of all our links, by which rules and `ip link show group` tell them at a glance.
+pub(super) const LINK_GROUP: u32 = 0x0061_6f73;
 /// Loopback of a new namespace.
 pub(super) const LOOPBACK_INDEX: u32 = 1;
 /// Name of the interface of an instance.
@@ -249,12 +249,11 @@ pub(super) fn settle_carrier(messages: &mut Messages, index: Index) {
     });
 }
 
-/// Makes a link one of nobody in particular.
-#[cfg(test)]
-pub(super) fn leave_group(messages: &mut Messages, index: Index) {
-    messages.add("leave group", RTM_SETLINK, channel::REQUEST, |p| {
+/// Puts a link into a group: ours, or that of nobody in particular.
+pub(super) fn set_group(messages: &mut Messages, index: Index, group: u32) {
+    messages.add("set group", RTM_SETLINK, channel::REQUEST, |p| {
         link_header(p, AF_UNSPEC, index, 0, 0);
-        p.u32(IFLA_GROUP, 0);
+        p.u32(IFLA_GROUP, group);
     });
 }
 
@@ -340,6 +339,7 @@ pub(super) struct Link {
     pub(super) parent: Index,
     /// Of a VLAN; else 0.
     pub(super) vlan_id: u16,
+    pub(super) group: u32,
 }
 
 /// All links of the namespace of the channel.
@@ -366,6 +366,7 @@ pub(super) fn parse_link(message: &Message<'_>) -> Option<Link> {
             IFLA_MTU => link.mtu = wire::read_u32(value, 0)?,
             IFLA_LINK => link.parent = wire::read_u32(value, 0)?,
             IFLA_MASTER => link.master = wire::read_u32(value, 0)?,
+            IFLA_GROUP => link.group = wire::read_u32(value, 0)?,
             IFLA_LINKINFO => {
                 let kind = wire::find(value, IFLA_INFO_KIND).map(wire::text);
                 link.kind = kind.unwrap_or_default().to_owned();

@@ -5,9 +5,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use super::super::NetworkSettings;
 use super::super::caps::NetCaps;
+use super::super::rtnl::{self, LINK_GROUP, Link};
 use super::super::rules::Set;
-use super::super::{NetworkSettings, rtnl};
 use super::rig::{
     Rig, on_a_host, touch_rules, with_caps, with_refusals, with_settings, without_nf_tables,
 };
@@ -20,6 +21,7 @@ use crate::sys::testing::wait_until;
 use crate::sys::time::monotonic;
 
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
+const NET2: (&str, &str, &str) = ("net2", "172.18.0.0/16", "172.18.0.1");
 
 fn refused(rig: &Rig, plan: &NetworkPlan, expect: &str) {
     let failure = rig.net.attach(plan).unwrap_err();
@@ -193,6 +195,31 @@ fn a_deleted_bridge_is_made_again() {
     });
 }
 
+/// The quick rules know bridges by their group.
+#[test]
+fn a_bridge_stays_in_its_group() {
+    on_a_host("faults_group", |rig: &mut Rig| {
+        rig.update(&[NET1, NET2]);
+        let a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
+        let b = rig.plan("net2", NET2.1, "172.18.0.2", 1);
+        rig.net.attach(&a).unwrap();
+        rig.net.attach(&b).unwrap();
+        let bridges = |rig: &Rig| -> Vec<Link> {
+            rig.links().into_iter().filter(|link| link.kind == "bridge").collect()
+        };
+        let is_settled = |rig: &Rig| bridges(rig).iter().all(|link| link.group == LINK_GROUP);
+        rig.set_group(bridges(rig)[0].index, 7);
+        wait_until("the bridge is in its group", || is_settled(rig));
+        // Networks are apart all the same while nobody is there to put it right.
+        rig.stop();
+        bridges(rig).iter().for_each(|link| rig.set_group(link.index, 7));
+        rig.instance(&a).is_cut_off_from(&rig.instance(&b), [172, 18, 0, 2].into(), 80);
+        rig.restart_with(vec![], &[&a, &b]);
+        rig.update(&[NET1, NET2]);
+        wait_until("the bridge is in its group", || is_settled(rig));
+    });
+}
+
 /// What it could do a moment later fails nothing.
 #[test]
 fn a_busy_kernel_is_asked_again() {
@@ -347,7 +374,7 @@ fn rules_stand_beside_those_of_the_os() {
         for kept in ["policy drop", "chain mine", "ct state established,related accept"] {
             assert!(table.contains(kept), "{table}");
         }
-        assert_eq!(table.matches("aos-sm").count(), 5, "{table}");
+        assert_eq!(table.matches("aos-sm").count(), 7, "{table}");
     });
 }
 

@@ -375,7 +375,7 @@ impl Rig {
         };
         rtnl::new_veth(&mut messages, &veth);
         // Others announce what happens to their links.
-        rtnl::leave_group(&mut messages, 100);
+        rtnl::set_group(&mut messages, 100, 0);
         let broadcast = Ipv4Addr::new(203, 0, 113, 255);
         let uplink = LinkAddress { index: 100, address: UPLINK, prefix: 24 };
         rtnl::new_address(&mut messages, &uplink, broadcast);
@@ -413,7 +413,7 @@ impl Rig {
             peer_namespace: namespace.as_raw_fd(),
         };
         rtnl::new_veth(&mut messages, &veth);
-        rtnl::leave_group(&mut messages, MACHINE_INDEX);
+        rtnl::set_group(&mut messages, MACHINE_INDEX, 0);
         Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
         let mut messages = Messages::new();
         rtnl::set_up(&mut messages, 2);
@@ -450,7 +450,7 @@ impl Rig {
         let name = &naming::LinkName::try_from(name).unwrap();
         let mac = [2, 0, 0, 0, 0, u8::try_from(index % 256).unwrap()];
         rtnl::new_bridge(&mut messages, &NewBridge { index, name, mac, mtu: 1500 });
-        rtnl::leave_group(&mut messages, index);
+        rtnl::set_group(&mut messages, index, 0);
         if !alias.is_empty() {
             rtnl::set_alias(&mut messages, index, alias);
         }
@@ -464,6 +464,12 @@ impl Rig {
     pub(super) fn delete_link(&self, index: u32) {
         let mut messages = Messages::new();
         rtnl::delete_link(&mut messages, index);
+        Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
+    }
+
+    pub(super) fn set_group(&self, index: u32, group: u32) {
+        let mut messages = Messages::new();
+        rtnl::set_group(&mut messages, index, group);
         Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
     }
 

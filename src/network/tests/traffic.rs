@@ -334,3 +334,54 @@ fn local_networks_are_those_of_the_configuration() {
         assert!(counted(rig, &b).download_bytes > 0);
     });
 }
+
+/// Of a prefix, only as much is compared as it has; the kernel has a way of its own for each of these.
+#[test]
+fn local_networks_end_where_their_prefix_does() {
+    const AROUND: [(&str, u8); 6] = [
+        ("0.0.0.0", 0),
+        ("203.0.0.0", 8),
+        ("203.0.0.0", 12),
+        ("203.0.0.0", 16),
+        ("203.0.113.0", 24),
+        ("203.0.113.1", 32),
+    ];
+    const BESIDE: [(&str, u8); 7] = [
+        ("202.0.0.0", 8),
+        ("204.0.0.0", 8),
+        ("203.16.0.0", 12),
+        ("203.1.0.0", 16),
+        ("203.0.112.0", 24),
+        ("203.0.113.0", 32),
+        ("127.0.0.0", 8),
+    ];
+    fn send_some(rig: &Rig) -> (Volume, Volume) {
+        rig.add_outside();
+        rig.update(&[NET1]);
+        let a = one(rig);
+        rig.net.attach(&a).unwrap();
+        assert_eq!(upload(rig, &a, 300 * KIB), 300 * KIB);
+        let (client, server) = rig.node().connect(&rig.outside(), OUTSIDE).split();
+        assert_eq!(send((client, server), 300 * KIB), 300 * KIB);
+        let traffic = all(rig);
+        (traffic.instance(&a.id).unwrap_or_default(), traffic.node)
+    }
+    let settings = |networks: &[(&str, u8)]| {
+        let local = networks.iter().map(|(address, prefix)| (address.parse().unwrap(), *prefix));
+        NetworkSettings { local_networks: local.collect(), ..Default::default() }
+    };
+    for network in AROUND {
+        with_settings("traffic_around", settings(&[network]), |rig: &mut Rig| {
+            let (instance, node) = send_some(rig);
+            assert_eq!(instance, Volume::default());
+            // The kernel tells the group of routers (224.0.0.22) what it listens to.
+            assert!(node.upload_bytes < 1000 && node.download_bytes == 0, "{node:?}");
+        });
+    }
+    with_settings("traffic_beside", settings(&BESIDE), |rig: &mut Rig| {
+        let (instance, node) = send_some(rig);
+        for volume in [instance, node] {
+            assert!(volume.upload_bytes > 300 * 1024 && volume.download_bytes > 0, "{volume:?}");
+        }
+    });
+}
