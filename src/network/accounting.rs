@@ -242,9 +242,10 @@ pub(super) fn remove<'a>(
     }
 }
 
-/// Adds sets, maps, counters of the node and the chains, with set numbers from `id` on.
-pub(super) fn install(batch: &mut Messages, id: u32, policy: &Policy, node: Volume) {
-    install_sets(batch, id, policy);
+/// Adds sets, maps for so many instances, counters of the node and the chains, with set numbers from
+/// `id` on.
+pub(super) fn install(batch: &mut Messages, id: u32, policy: &Policy, node: Volume, capacity: u32) {
+    install_sets(batch, id, policy, capacity);
     let values = [node.download_bytes, node.upload_bytes];
     for (name, bytes) in NODE_COUNTERS.into_iter().zip(values) {
         nft::new_counter(batch, TABLE, name, bytes);
@@ -264,7 +265,7 @@ pub(super) fn install(batch: &mut Messages, id: u32, policy: &Policy, node: Volu
     install_rules(batch, policy);
 }
 
-fn install_sets(batch: &mut Messages, id: u32, policy: &Policy) {
+fn install_sets(batch: &mut Messages, id: u32, policy: &Policy, capacity: u32) {
     let Policy { local, police, polled, .. } = policy;
     let new = |batch: &mut Messages, name, id, (key_type, key_bytes), content| {
         nft::new_set(batch, TABLE, &NewSet { name, key_type, key_bytes, id, content });
@@ -275,7 +276,7 @@ fn install_sets(batch: &mut Messages, id: u32, policy: &Policy) {
     for (gauge, id) in Gauge::ALL.into_iter().filter(used).zip(id + 1..) {
         let content = match gauge.kind() {
             object::QUOTA if *polled => Content::Keys,
-            kind => Content::Objects(kind),
+            kind => Content::Objects { kind, capacity },
         };
         new(batch, gauge.map(), id, v4, content);
     }

@@ -29,6 +29,8 @@ use crate::sys::netlink::Family;
 
 /// Keys of one message: 256 keys of 32 bytes stay below the 64 KiB of an attribute.
 const KEYS_PER_MESSAGE: usize = 256;
+/// Room for meters at first; 4 KiB of each of four maps.
+const MIN_CAPACITY: u32 = 256;
 /// How often the rules are made anew while others change theirs.
 const MAX_REBUILDS: u32 = 8;
 /// Tables of the older packet filter, which nf_tables does not list.
@@ -50,6 +52,8 @@ pub(super) struct Firewall {
     installed: bool,
     entries: BTreeSet<Entry>,
     meters: BTreeMap<InstanceId, Meter>,
+    /// So many meters have room in the kernel's maps; for more the rules are made anew.
+    capacity: u32,
     /// Who is stopped, where that is not for the kernel to notice.
     stopped: BTreeSet<Stop>,
     /// Number of the last change of nf_tables, if it was ours and nobody else's came between.
@@ -85,8 +89,18 @@ impl Firewall {
         };
         let (entries, meters) = (BTreeSet::new(), BTreeMap::new());
         let (settled, node, stopped) = (None, Volume::default(), BTreeSet::new());
-        let installed = false;
-        Ok(Self { channel, missing, policy, installed, entries, meters, stopped, settled, node })
+        Ok(Self {
+            channel,
+            missing,
+            policy,
+            installed: false,
+            entries,
+            meters,
+            capacity: MIN_CAPACITY,
+            stopped,
+            settled,
+            node,
+        })
     }
 
     fn check_missing(&self) -> Result<(), Error> {
@@ -149,7 +163,8 @@ impl Firewall {
             .map(|(name, _)| *name)
             .filter(|name| !found.base.iter().any(|base| base == name))
             .collect();
-        rules::install(&mut batch, &missing, &self.policy, self.node);
+        self.capacity = capacity_for(self.meters.len());
+        rules::install(&mut batch, &missing, &self.policy, self.node, self.capacity);
         add_entries(&mut batch, self.entries.iter());
         accounting::add(&mut batch, self.policy.polled, self.meters.iter());
         let stopped = stops(&self.policy, self.meters.values());
@@ -403,6 +418,10 @@ impl Firewall {
         if new.is_empty() && old.is_empty() && gone.is_empty() && fresh.is_empty() {
             return Ok(());
         }
+        let meters = self.meters.len() + fresh.len() - gone.len();
+        if capacity_for(meters) > self.capacity {
+            return self.change_and_rebuild(added, removed);
+        }
         let polled = self.policy.polled;
         let is_gone = |id: &InstanceId| gone.iter().any(|(other, _)| *other == id);
         let staying = self.meters.iter().filter(|(id, _)| !is_gone(id)).map(|(_, meter)| meter);
@@ -470,6 +489,12 @@ impl Firewall {
         }
         rebuilt
     }
+}
+
+/// Doubled as often as it takes.
+fn capacity_for(meters: usize) -> u32 {
+    let meters = u32::try_from(meters).unwrap_or(u32::MAX);
+    meters.checked_next_power_of_two().map_or(u32::MAX, |capacity| capacity.max(MIN_CAPACITY))
 }
 
 /// Who is to be stopped; nobody where the kernel notices by itself.
@@ -579,6 +604,51 @@ mod tests {
             assert!(matches!(&refused, Error::Kernel(r) if r.errno == Errno::ERESTART));
             firewall.rebuild().unwrap();
             assert!(firewall.is_settled());
+        });
+        thread.unwrap().join().unwrap();
+    }
+
+    /// The kernel refuses more keys than a map was made for.
+    #[test]
+    fn maps_grow() {
+        let thread = spawn_sized("firewall-test", 512 * 1024, || {
+            if isolate().is_err() {
+                println!("SKIP maps_grow: needs CAP_NET_ADMIN");
+                return;
+            }
+            let local = LocalNetworks::new(&[]);
+            let policy = Policy { open_inbound: false, police: false, polled: false, local };
+            let mut firewall = Firewall::open(true, policy).unwrap();
+            if let Err(err) = firewall.start(Volume::default()) {
+                println!("SKIP maps_grow: {err}");
+                return;
+            }
+            let meters = |numbers: std::ops::Range<u32>| {
+                let meter = |number: u32| {
+                    let volume = Volume { download_bytes: number.into(), upload_bytes: 7 };
+                    let address = Ipv4Addr::from_bits(0xac11_0000 + number);
+                    let limits = accounting::Limits::default();
+                    (InstanceId::new(&number.to_string()), Meter { address, limits, volume })
+                };
+                Share { entries: Vec::new(), meters: numbers.map(meter).collect() }
+            };
+            firewall.add(&meters(0..MIN_CAPACITY)).unwrap();
+            assert_eq!(firewall.capacity, MIN_CAPACITY);
+            // Who goes makes room.
+            firewall.remove(&meters(0..1)).unwrap();
+            firewall.add(&meters(0..1)).unwrap();
+            assert_eq!(firewall.capacity, MIN_CAPACITY);
+            firewall.add(&meters(MIN_CAPACITY..600)).unwrap();
+            assert_eq!(firewall.capacity, 1024);
+            firewall.read_counters().unwrap();
+            let traffic = firewall.traffic();
+            assert_eq!(traffic.instances.len(), 600);
+            for (id, volume) in &traffic.instances {
+                assert_eq!(volume.download_bytes.to_string(), id.as_str());
+            }
+            firewall.remove(&meters(100..600)).unwrap();
+            firewall.rebuild().unwrap();
+            assert_eq!(firewall.capacity, MIN_CAPACITY);
         });
         thread.unwrap().join().unwrap();
     }

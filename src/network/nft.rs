@@ -64,6 +64,8 @@ pub(super) mod set {
     pub(in crate::network) const FLAGS: u16 = 3;
     pub(in crate::network) const KEY_TYPE: u16 = 4;
     pub(in crate::network) const KEY_LENGTH: u16 = 5;
+    pub(in crate::network) const DESCRIPTION: u16 = 9;
+    pub(in crate::network) const DESCRIPTION_SIZE: u16 = 1;
     pub(in crate::network) const ID: u16 = 10;
     pub(in crate::network) const OBJECT_TYPE: u16 = 15;
     pub(in crate::network) const FLAG_INTERVAL: u32 = 4;
@@ -272,8 +274,12 @@ pub(super) enum Content {
     Keys,
     /// Sorted, without overlaps.
     Intervals,
-    /// Each key leads to an object of this type.
-    Objects(u32),
+    /// Each key leads to an object. A map of which the kernel knows how many there may be is the
+    /// quickest one.
+    Objects {
+        kind: u32,
+        capacity: u32,
+    },
 }
 
 pub(super) const TYPE_IPV4: u32 = 7;
@@ -301,13 +307,16 @@ pub(super) fn new_set(batch: &mut Messages, table: &str, new: &NewSet) {
         let flags = match new.content {
             Content::Keys => 0,
             Content::Intervals => set::FLAG_INTERVAL,
-            Content::Objects(_) => set::FLAG_OBJECTS,
+            Content::Objects { .. } => set::FLAG_OBJECTS,
         };
         p.be32(set::FLAGS, flags);
         p.be32(set::KEY_TYPE, new.key_type);
         p.be32(set::KEY_LENGTH, new.key_bytes);
+        if let Content::Objects { capacity, .. } = new.content {
+            p.nested(set::DESCRIPTION, |p| p.be32(set::DESCRIPTION_SIZE, capacity));
+        }
         p.be32(set::ID, new.id);
-        if let Content::Objects(kind) = new.content {
+        if let Content::Objects { kind, .. } = new.content {
             p.be32(set::OBJECT_TYPE, kind);
         }
         if new.key_type == TYPE_INTERFACE {

@@ -158,9 +158,16 @@ pub(super) struct Policy {
 }
 
 /// Adds our sets, chains and rules to a batch, as empty as after a start. `missing` says which of
-/// the base chains have to be made, `node` what the node has counted so far.
-pub(super) fn install(batch: &mut Messages, missing: &[&str], policy: &Policy, node: Volume) {
-    accounting::install(batch, FIRST_ACCOUNTING_SET, policy, node);
+/// the base chains have to be made, `node` what the node has counted so far, `capacity` for how
+/// many instances there is to be room.
+pub(super) fn install(
+    batch: &mut Messages,
+    missing: &[&str],
+    policy: &Policy,
+    node: Volume,
+    capacity: u32,
+) {
+    accounting::install(batch, FIRST_ACCOUNTING_SET, policy, node, capacity);
     for (set, id) in Set::ALL.into_iter().zip(1..) {
         let (key_type, key_bytes) = set.key();
         nft::new_set(
