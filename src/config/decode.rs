@@ -34,6 +34,8 @@ const DEFAULT_DNS_FALLBACK: [&str; 1] = ["8.8.8.8"];
 const DEFAULT_LOCAL_NETWORKS: [&str; 4] =
     ["10.0.0.0/8", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
 
+/// Each is compared with every packet.
+const MAX_LOCAL_NETWORKS: usize = 64;
 /// Bytes of an interface name, as the kernel has it.
 const INTERFACE_NAME_MAX: usize = 15;
 /// Two segments of 128 KiB.
@@ -195,13 +197,7 @@ impl Reader<'_> {
                 SECOND,
                 DAY,
             )?,
-            local_networks: parsed(
-                &section,
-                "localNetworks",
-                "networks such as \"10.0.0.0/8\"",
-                &DEFAULT_LOCAL_NETWORKS,
-                cidr,
-            )?,
+            local_networks: local_networks(&section)?,
             drain_timeout: self.duration_in(
                 &section,
                 "drainTimeout",
@@ -471,6 +467,18 @@ fn parsed<T>(
         })
     };
     texts.iter().enumerate().map(element).collect()
+}
+
+fn local_networks(section: &Object<'_>) -> Result<Vec<Cidr>, Error> {
+    const KEY: &str = "localNetworks";
+    let what = "networks such as \"10.0.0.0/8\"";
+    let networks = parsed(section, KEY, what, &DEFAULT_LOCAL_NETWORKS, cidr)?;
+    if networks.len() > MAX_LOCAL_NETWORKS {
+        let value = format!("a list of {}", networks.len());
+        let allowed = format!("at most {MAX_LOCAL_NETWORKS} networks");
+        return Err(Error::Value { key: section.path_of(KEY), value, allowed });
+    }
+    Ok(networks)
 }
 
 fn cidr(text: &str) -> Option<Cidr> {

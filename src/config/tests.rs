@@ -610,3 +610,14 @@ fn files_that_cannot_be_used() {
     let directory = Config::load(dir.path()).unwrap_err();
     assert!(chain(&directory).ends_with("Is a directory (os error 21)"));
 }
+
+#[test]
+fn local_networks_are_few() {
+    let file = |count: usize| {
+        let networks = vec!["\"10.0.0.0/8\""; count].join(",");
+        format!(r#"{{"network":{{"localNetworks":[{networks}]}}}}"#)
+    };
+    assert_eq!(config(&file(64)).network.local_networks.len(), 64);
+    let expect = "network.localNetworks: a list of 65 is not allowed, expected at most 64 networks";
+    assert_eq!(refused(&file(65)), expect);
+}

@@ -299,8 +299,8 @@ fn install_rules(batch: &mut Messages, policy: &Policy) {
         append_rule(batch, chain, |p| p.ipv4().source().count_in(Gauge::UploadSpeed.map()).drop());
     }
     // Who sends has sent, whatever becomes of it at the limit of the other end.
-    append_rule(batch, chain, |p| p.from_ours().jump(CHAIN_FROM));
-    append_rule(batch, chain, |p| p.to_ours().jump(CHAIN_TO));
+    append_rule(batch, chain, |p| p.in_by_own_link().jump(CHAIN_FROM));
+    append_rule(batch, chain, |p| p.out_by_own_link().jump(CHAIN_TO));
     for network in policy.local.forwarded() {
         append_rule(batch, CHAIN_FROM, |p| p.ipv4().destination_in(network).back());
         append_rule(batch, CHAIN_TO, |p| p.ipv4().source_in(network).back());

@@ -178,12 +178,12 @@ impl Program<'_, '_> {
     }
 
     /// Continues if it came in by a link of ours.
-    pub(super) fn from_ours(&mut self) -> &mut Self {
+    pub(super) fn in_by_own_link(&mut self) -> &mut Self {
         self.meta(META_IN_GROUP, REG_1).compare(CMP_EQUAL, &LINK_GROUP.to_ne_bytes())
     }
 
     /// Continues if it leaves by a link of ours.
-    pub(super) fn to_ours(&mut self) -> &mut Self {
+    pub(super) fn out_by_own_link(&mut self) -> &mut Self {
         self.meta(META_OUT_GROUP, REG_1).compare(CMP_EQUAL, &LINK_GROUP.to_ne_bytes())
     }
 

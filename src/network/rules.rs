@@ -221,8 +221,8 @@ fn filter_rules(batch: &mut Messages, open_inbound: bool) {
 fn forward_rules(batch: &mut Messages) {
     head_rule(batch, FORWARD, |p| p.out_interface().in_set(Set::Bridges.name()).jump(FILTER));
     head_rule(batch, FORWARD, |p| p.in_interface().in_set(Set::Bridges.name()).jump(FILTER));
-    head_rule(batch, FORWARD, |p| p.to_ours().jump(FILTER));
-    head_rule(batch, FORWARD, |p| p.from_ours().jump(FILTER));
+    head_rule(batch, FORWARD, |p| p.out_by_own_link().jump(FILTER));
+    head_rule(batch, FORWARD, |p| p.in_by_own_link().jump(FILTER));
 }
 
 fn postrouting_rules(batch: &mut Messages) {

@@ -133,7 +133,7 @@ fn rules_of_each_kind() {
         ),
         (
             "from an instance",
-            |m| rules::append_rule(m, "aos_acct_fwd", |p| p.from_ours().jump("aos_acct_from")),
+            |m| rules::append_rule(m, "aos_acct_fwd", |p| p.in_by_own_link().jump("aos_acct_from")),
             "c8000000 060a010c 01000000 00000000 01000000 08000100 616f7300 11000200 616f735f \
              61636374 5f667764 00000000 98000480 24000180 09000100 6d657461 00000000 14000280 \
              08000100 00000001 08000200 00000015 2c000180 08000100 636d7000 20000280 08000100 \
@@ -143,7 +143,7 @@ fn rules_of_each_kind() {
         ),
         (
             "to an instance",
-            |m| rules::append_rule(m, "aos_acct_fwd", |p| p.to_ours().jump("aos_acct_to")),
+            |m| rules::append_rule(m, "aos_acct_fwd", |p| p.out_by_own_link().jump("aos_acct_to")),
             "c4000000 060a010c 01000000 00000000 01000000 08000100 616f7300 11000200 616f735f \
              61636374 5f667764 00000000 94000480 24000180 09000100 6d657461 00000000 14000280 \
              08000100 00000001 08000200 00000016 2c000180 08000100 636d7000 20000280 08000100 \
