@@ -629,9 +629,12 @@ mod tests {
                 meters: numbers.map(meter).collect(),
             };
             firewall.add(&meters(0..MIN_CAPACITY)).unwrap();
-            // Who goes makes room.
+            // Who goes makes room, also for who comes in the same transaction.
             firewall.remove(&meters(0..1)).unwrap();
             firewall.add(&meters(0..1)).unwrap();
+            let mut moved = meters(1..2);
+            moved.meters[0].1.address = Ipv4Addr::from_bits(0xac12_0000);
+            firewall.replace(&meters(1..2), &moved).unwrap();
             assert_eq!(firewall.capacity, MIN_CAPACITY);
             firewall.add(&meters(MIN_CAPACITY..600)).unwrap();
             assert_eq!(firewall.capacity, 1024);
