@@ -65,16 +65,24 @@ const ROUNDS_PER_KILL: usize = 4;
 /// Every so many rounds all instances are started anew.
 const FORCED: u64 = 4;
 
+/// Of a service that may be killed more often at once than others: its limit of starts is not what is
+/// tried here.
+fn config(more: &str) -> String {
+    let run = r#"{"startInterval":"500ms","startBurst":100,"restartInterval":"100ms"}"#;
+    format!("config='{{\"runParameters\":{run}{more}}}'")
+}
+
 /// Tells the unit what its CM wants. What stays is wanted with the same parameters as before.
 fn declare(unit: &mut Unit, request: Request) {
     unit.say("clear");
-    unit.service("a", "exec /busybox sleep 10000", "");
+    unit.service("a", "exec /busybox sleep 10000", &config(""));
     let polite = "trap \"exit 0\" TERM; while :; do /busybox sleep 1000 & wait $!; done";
-    unit.service("b", polite, "stop-signal=SIGTERM");
+    unit.service("b", polite, &format!("stop-signal=SIGTERM {}", config("")));
     let busybox = need::program("busybox").unwrap();
     unit.say(&format!(
         "service secret {busybox} entrypoint=/busybox cmd=sleep cmd=10000 \
-         config='{{\"permissions\":{{\"vis\":{{\"*\":\"rw\"}}}}}}'"
+         {}",
+        config(r#","permissions":{"vis":{"*":"rw"}}"#)
     ));
     for (service, count) in request {
         unit.say(&format!("instance {service} count={count} uid=5000"));
