@@ -5,15 +5,15 @@
 //!     cargo bench --features sim --bench network [-- FLAGS]
 //!
 //! `--json FILE`, `--rounds N` attaches and detaches (100), `--counted N` instances (256),
-//! `--pairs N` of transfers to compare (60), `--milliseconds N` for each of them (250), `--part NAME` of `attach`, `many`, `names`, `counters`,
+//! `--pairs N` rounds of transfers to compare (60), `--milliseconds N` for each of them (250), `--part NAME` of `attach`, `many`, `names`, `counters`,
 //! `throughput` alone.
 //!
-//! Throughput is compared in pairs of short transfers, one after the other and in turns the one or the
-//! other first: what else the machine does meets both. Judged is what our rules, counters and limits
-//! take from a host that has the same bridge and link, masquerades, and has no rule besides: less
-//! than that no network of instances can be. A link without bridge on a host without netfilter stands
-//! beside it, to show what the kernel takes for those. Senders are not paced (`reno`), so that what a
-//! packet costs is not hidden by pauses.
+//! Throughput is compared in rounds of short transfers, one after the other and in turns from either
+//! end: what else the machine does meets both. Judged is an instance against a bare link on
+//! a host without bridge and netfilter. Beside it stands which part of that our rules, counters and
+//! limits take, compared with a host that has the same bridge and link, masquerades, and has no rule
+//! besides: the rest is the kernel's. Senders are not paced (`reno`), so that what a packet costs is
+//! not hidden by pauses.
 //!
 //! Beside attaches stands what the kernel alone takes for a named namespace and a link into it with
 //! both ends up: no address, no bridge, no rules, no files.
@@ -69,15 +69,13 @@ const MANY: u64 = 64;
 const QUERIES: usize = 2000;
 /// Until a new connection is as fast as it gets.
 const RUN_UP: Duration = Duration::from_millis(50);
-/// So many pairs for one transfer over a bare link.
-const APART: usize = 3;
 const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// Whether the kernel shows frames within a bridge to the firewall, if it can: a setting of the node
 /// that is none of ours, off where nobody has loaded `br_netfilter`.
 const BRIDGES_FILTERED: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// The least share of the throughput that the rules leave.
+/// The least share of the throughput of a bare link that an instance has.
 const LEAST_SHARE: f64 = 0.95;
 const NETWORK: (&str, &str) = ("net1", "172.17.0.0/16");
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
@@ -553,30 +551,31 @@ fn compare(
     about: &str,
     [instance, plain, bare]: [Way<'_>; 3],
 ) -> Outcome<()> {
-    let (mut ruled, mut unruled, mut apart) = (Vec::new(), Vec::new(), Vec::new());
+    let ways = [instance, plain, bare];
+    let mut rates = [const { Vec::new() }; 3];
     for number in 0..args::number("--pairs", 60)? {
-        if number % 2 == 0 {
-            ruled.push(transfer(host, instance)?);
-            unruled.push(transfer(host, plain)?);
-        } else {
-            unruled.push(transfer(host, plain)?);
-            ruled.push(transfer(host, instance)?);
+        let mut turns = [0, 1, 2];
+        if number % 2 == 1 {
+            turns.reverse();
         }
-        if number % APART == 0 {
-            apart.push(transfer(host, bare)?);
+        for turn in turns {
+            rates[turn].push(transfer(host, ways[turn])?);
         }
     }
-    // What one transfer finds, its neighbour finds, too.
-    let ratio = |others: &[f64], step| {
-        middle(others.iter().zip(ruled.iter().step_by(step)).map(|(o, r)| o / r).collect())
+    let [ruled, unruled, apart] = rates;
+    // What one transfer finds, its neighbours find, too.
+    let ratio = |others: &[f64], own: &[f64]| {
+        middle(others.iter().zip(own).map(|(other, own)| other / own).collect())
     };
-    let (near, far) = (ratio(&unruled, 1), ratio(&apart, APART));
-    table.note(format!("throughput {about}"), "Gbit/s", middle(ruled));
-    table.note("  bridge and masquerade alone", "Gbit/s", middle(unruled));
+    let (whole, kernel, rules) =
+        (ratio(&apart, &ruled), ratio(&apart, &unruled), ratio(&unruled, &ruled));
     let bars = (1.0, 1.0 / LEAST_SHARE);
-    table.judge(format!("without / with rules, {about}"), "×", near, bars, Bar::Soft);
-    table.note("  link without them", "Gbit/s", middle(apart));
-    table.note("  compared with that", "×", far);
+    table.judge(format!("throughput, bare link / instance, {about}"), "×", whole, bars, Bar::Soft);
+    table.note("  bare link / bridge and masquerade without rules", "×", kernel);
+    table.note("  the same without rules / instance", "×", rules);
+    table.note("  bare link", "Gbit/s", middle(apart));
+    table.note("  bridge and masquerade without rules", "Gbit/s", middle(unruled));
+    table.note("  instance", "Gbit/s", middle(ruled));
     Ok(())
 }
 

@@ -339,6 +339,7 @@ pub(super) struct Link {
     pub(super) parent: Index,
     /// Of a VLAN; else 0.
     pub(super) vlan_id: u16,
+    /// `LINK_GROUP` = ours, 0 = that of nobody in particular.
     pub(super) group: u32,
 }
 
