@@ -311,11 +311,13 @@ impl Receiving {
     }
 
     fn receive(&self, stream: &mut Stream, dialect: &dyn Dialect) -> End {
+        let session = stream.session;
         let mut first_until = Some(stream.opened + self.settings.timing.first_message);
         let mut renewal: Option<Pending<Certificate>> = None;
         if let Some(message) = stream.early.take() {
             first_until = None;
-            self.deliver(stream.session, &message, dialect);
+            self.accepted(session);
+            self.deliver(session, &message, dialect);
         }
         loop {
             let mut next = poll_fn(|cx| {
@@ -328,8 +330,10 @@ impl Receiving {
             });
             match self.inbox.wait_with(&mut next, first_until) {
                 Woken::Done(Heard::Message(Some(Ok(message)))) => {
-                    first_until = None;
-                    self.deliver(stream.session, &message, dialect);
+                    if first_until.take().is_some() {
+                        self.accepted(session);
+                    }
+                    self.deliver(session, &message, dialect);
                 }
                 Woken::Done(Heard::Message(ended)) => return self.ended(stream, ended),
                 Woken::Done(Heard::Certificate(certificate)) => {
@@ -348,6 +352,10 @@ impl Receiving {
                 Woken::Command(CmRxCommand::Stop) | Woken::Closed => return End::Stop,
             }
         }
+    }
+
+    fn accepted(&self, session: Session) {
+        let _ = self.events.send(Event::CmAccepted { session });
     }
 
     fn deliver(&self, session: Session, message: &[u8], dialect: &dyn Dialect) {

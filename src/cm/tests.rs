@@ -131,8 +131,16 @@ impl Bed {
             let Some(Ok(message)) = call.recv() else { continue };
             assert_eq!(kind(&message), "node_config_status");
             call.send(&online());
+            self.accepted(session);
             self.heard(session);
             return (session, call);
+        }
+    }
+
+    fn accepted(&self, accepted: Session) {
+        match self.event() {
+            Event::CmAccepted { session } => assert_eq!(session, accepted),
+            other => panic!("{other:?}"),
         }
     }
 

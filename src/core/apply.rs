@@ -38,6 +38,9 @@ impl State {
     pub fn apply(&mut self, now: Now, event: Event) {
         match event {
             Event::CmConnected { session } => self.cm_connected(now, session),
+            Event::CmAccepted { session } => {
+                self.cm.accepted |= self.cm.session == Some(session);
+            }
             Event::CmLost { session } => self.cm_lost(now, session),
             Event::Cm { session, command } => self.cm_command(now, session, command),
             Event::AlertSent { session } if self.cm.session == Some(session) => self.alerts.sent(),
@@ -107,6 +110,7 @@ impl State {
         }
         self.cm.session = Some(session);
         self.cm.registered = false;
+        self.cm.accepted = false;
         self.cm.full_status_by = None;
     }
 

@@ -46,7 +46,9 @@ impl State {
         if self.cm.full_status_by.is_none() {
             self.plan_changes(now, session, effects);
         }
-        self.plan_alerts(now, session, effects);
+        if self.cm.accepted {
+            self.plan_alerts(now, session, effects);
+        }
     }
 
     /// Nothing that the next full status should wait for is on its way.

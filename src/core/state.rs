@@ -74,6 +74,8 @@ pub struct CmLink {
     pub session: Option<Session>,
     /// The registration message of this session has been sent.
     pub registered: bool,
+    /// The CM has answered: what is sent now does not vanish in a stream that it refuses.
+    pub accepted: bool,
     /// Full status owed to this session; sent when all has settled, at the latest then.
     pub full_status_by: Option<Duration>,
     /// Requests that wait for the next plan, with their session.

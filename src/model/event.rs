@@ -21,6 +21,10 @@ pub enum Event {
     CmConnected {
         session: Session,
     },
+    /// The CM has sent its first message on this stream: a node that it refuses gets none.
+    CmAccepted {
+        session: Session,
+    },
     CmLost {
         session: Session,
     },

@@ -84,6 +84,26 @@ fn an_alert_that_did_not_leave_is_sent_again() {
     assert_eq!(all(&mut unit, 2), ["1", "2"]);
 }
 
+/// A stream that the CM refuses takes what is written to it and loses it.
+#[test]
+fn no_alert_leaves_before_the_cm_has_accepted_the_node() {
+    let mut unit = Unit::started(4);
+    unit.disconnect();
+    unit.event(line(0));
+    unit.reports.clear();
+    unit.open();
+    unit.event(line(1));
+    assert!(!unit.reports.is_empty(), "it registers");
+    assert!(!unit.reports.iter().any(|report| matches!(report, CmReport::Alert(_))));
+    unit.disconnect();
+    unit.reports.clear();
+    unit.open();
+    unit.event(Event::CmAccepted { session: Session(2) });
+    assert!(leave(&mut unit, 3).is_empty(), "an answer on another stream");
+    unit.event(Event::CmAccepted { session: Session(3) });
+    assert_eq!(all(&mut unit, 3), ["0", "1"]);
+}
+
 #[test]
 fn a_storm_is_spread_over_time() {
     let mut unit = Unit::started(3);

@@ -162,7 +162,14 @@ impl Unit {
         }
     }
 
+    /// The CM takes the node.
     pub fn connect(&mut self) {
+        self.open();
+        self.event(Event::CmAccepted { session: Session(self.session) });
+    }
+
+    /// A stream to a CM that has not answered yet.
+    pub fn open(&mut self) {
         self.session += 1;
         self.event(Event::CmConnected { session: Session(self.session) });
     }
