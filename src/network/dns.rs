@@ -90,7 +90,8 @@ pub(super) struct Record {
 /// A question that was passed on.
 #[derive(Debug)]
 struct Pending {
-    socket: UdpSocket,
+    /// Of the server that was asked last; `None` = nobody will answer.
+    socket: Option<UdpSocket>,
     zone: NetworkId,
     client: SocketAddr,
     query: Vec<u8>,
@@ -409,7 +410,7 @@ impl Dns {
         })
     }
 
-    /// Asks the first server; `false` = there is none.
+    /// Asks the first server that can be asked; `false` = there are none.
     fn pass_on(
         &mut self,
         id: &NetworkId,
@@ -418,28 +419,25 @@ impl Dns {
         now: Duration,
     ) -> io::Result<bool> {
         let servers = self.upstream_servers(id);
-        let Some(server) = servers.first() else { return Ok(false) };
+        if servers.is_empty() {
+            return Ok(false);
+        }
         let slot = self.pending.iter().position(Option::is_none);
         let slot = slot.ok_or_else(|| io::Error::other("too many queries are under way"))?;
         let mut number = [0; 2];
         random::fill(&mut number)?;
-        let number = u16::from_ne_bytes(number);
-        let mut query = packet.to_vec();
-        let client_id = packet::id(&query);
-        packet::set_id(&mut query, number);
-        let socket = self.ask(slot, *server, &query)?;
-        packet::set_id(&mut query, client_id);
-        self.pending[slot] = Some(Pending {
-            socket,
+        let pending = Pending {
+            socket: None,
             zone: id.clone(),
             client,
-            query,
-            id: number,
+            query: packet.to_vec(),
+            id: u16::from_ne_bytes(number),
             servers,
-            next_server: 1,
-            try_next: now + TRY_NEXT,
+            next_server: 0,
+            try_next: now,
             give_up: now + GIVE_UP,
-        });
+        };
+        self.go_on(slot, pending, now);
         Ok(true)
     }
 
@@ -477,9 +475,10 @@ impl Dns {
 
     fn take_upstream(&mut self, slot: usize) {
         let Some(Some(pending)) = self.pending.get(slot) else { return };
+        let Some(socket) = &pending.socket else { return };
         let mut buffer = [0; DATAGRAM + 1];
         loop {
-            let length = match pending.socket.recv(&mut buffer) {
+            let length = match socket.recv(&mut buffer) {
                 Ok(length) => length,
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
                 // Port unreachable: the next server is asked at once.
@@ -501,6 +500,7 @@ impl Dns {
 
     fn ask_next_now(&mut self, slot: usize) {
         if let Some(Some(pending)) = self.pending.get_mut(slot) {
+            pending.socket = None;
             pending.try_next = Duration::ZERO;
         }
     }
@@ -531,36 +531,39 @@ impl Dns {
         }
     }
 
+    /// Asks the next server. Behind the last one, whoever was asked may still answer until the end.
     fn go_on(&mut self, slot: usize, mut pending: Pending, now: Duration) {
-        let server = pending.servers.get(pending.next_server).copied();
-        let Some(server) = server.filter(|_| now < pending.give_up) else {
-            // The last server may still answer until the end.
-            if now < pending.give_up && pending.try_next != Duration::ZERO {
-                pending.try_next = pending.give_up;
+        if now < pending.give_up {
+            self.ask_next(slot, &mut pending, now);
+            if pending.socket.is_some() {
                 self.pending[slot] = Some(pending);
-            } else {
-                if now >= self.silent_until {
-                    self.silent_until = now + COMPLAINT_PAUSE;
-                    warn!("no name server answers network={}", pending.zone);
-                }
-                let response = self.answer_without_servers(&pending.zone, &pending.query);
-                self.reply(&pending.zone, pending.client, &response);
-            }
-            return;
-        };
-        pending.next_server += 1;
-        pending.try_next = now + TRY_NEXT;
-        let client_id = packet::id(&pending.query);
-        packet::set_id(&mut pending.query, pending.id);
-        match self.ask(slot, server, &pending.query) {
-            Ok(socket) => pending.socket = socket,
-            Err(err) => {
-                debug!("name server cannot be asked server={server} err={err}");
-                pending.try_next = Duration::ZERO;
+                return;
             }
         }
-        packet::set_id(&mut pending.query, client_id);
-        self.pending[slot] = Some(pending);
+        if now >= self.silent_until {
+            self.silent_until = now + COMPLAINT_PAUSE;
+            warn!("no name server answers network={}", pending.zone);
+        }
+        let response = self.answer_without_servers(&pending.zone, &pending.query);
+        self.reply(&pending.zone, pending.client, &response);
+    }
+
+    /// Passes over servers to which no way leads.
+    fn ask_next(&self, slot: usize, pending: &mut Pending, now: Duration) {
+        let mut query = pending.query.clone();
+        packet::set_id(&mut query, pending.id);
+        pending.try_next = pending.give_up;
+        while let Some(server) = pending.servers.get(pending.next_server) {
+            pending.next_server += 1;
+            match self.ask(slot, *server, &query) {
+                Ok(socket) => {
+                    pending.socket = Some(socket);
+                    pending.try_next = now + TRY_NEXT;
+                    return;
+                }
+                Err(err) => debug!("name server cannot be asked server={server} err={err}"),
+            }
+        }
     }
 
     /// All servers are silent: perhaps the node of the CM restarts. The name may be one of another

@@ -414,6 +414,53 @@ fn silent_servers_are_given_up_in_time() {
     });
 }
 
+/// No way leads to some of them: the next one is asked at once, and without any, what is known here
+/// is the answer.
+#[test]
+fn servers_that_cannot_be_asked_are_passed_over() {
+    on_a_host("dns_no_way", |_: &mut Rig| {
+        forget_host_servers();
+        let [nowhere, elsewhere] = ["2001:db8::1", "192.0.2.1"].map(|ip| ip.parse().unwrap());
+        let good = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 53)).unwrap();
+        good.set_nonblocking(true).unwrap();
+        let reachable = good.local_addr().unwrap().ip();
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        client.connect((Ipv4Addr::LOCALHOST, 53)).unwrap();
+        let at = Duration::from_millis;
+        let mut buffer = [0; 512];
+        let mut bench = Bench::new(&[nowhere, elsewhere, reachable, nowhere]);
+        client.send(&query(77, "example.com", TYPE_A, false)).unwrap();
+        bench.turn(at(0));
+        let (length, asker) = good.recv_from(&mut buffer).unwrap();
+        // The last one that could be asked has its time, although no other one follows.
+        bench.turn(at(4999));
+        good.send_to(&long_answer(&buffer[..length], 4), asker).unwrap();
+        bench.turn(at(4999));
+        assert_eq!(receive(&client), (0, 0, [7; 4]));
+        // The cable is pulled.
+        let mut bench = Bench::new(&[nowhere, elsewhere]);
+        bench.dns.open_zone(
+            &NetworkId::new("net2"),
+            &LinkName::try_from("lo").unwrap(),
+            [127, 0, 0, 9].into(),
+        );
+        bench.dns.add(
+            &NetworkId::new("net2"),
+            &InstanceId::new("j"),
+            &["0.subj.svc".to_owned()],
+            Record { address: [172, 18, 0, 2].into(), servers: vec![] },
+        );
+        for (name, expect) in
+            [("0.subj.svc", (0, 1, [172, 18, 0, 2])), ("example.com", (2, 0, [0, 1, 0, 1]))]
+        {
+            client.send(&query(77, name, TYPE_A, false)).unwrap();
+            bench.turn(at(0));
+            client.set_nonblocking(true).unwrap();
+            assert_eq!(receive(&client), expect, "{name}");
+        }
+    });
+}
+
 #[test]
 fn slow_connections_end() {
     on_a_host("dns_slow_connections", |_: &mut Rig| {
