@@ -239,6 +239,9 @@ impl Connection {
     }
 
     /// Starts a unary call that fails at `limit`.
+    ///
+    /// It is issued as a stream from the peer, which looks the same on the wire: the library's own
+    /// unary call panics at a peer that ends it without an error and without an answer.
     pub fn unary(
         &self,
         path: &'static str,
@@ -246,16 +249,17 @@ impl Connection {
         limit: Duration,
     ) -> Result<Pending<Vec<u8>>, Error> {
         let option = CallOption::default().timeout(limit);
-        let method = method(MethodType::Unary, path);
-        let answer = self
-            .client
-            .unary_call_async(&method, &request, option)
-            .map_err(|e| Error::of(path, e))?;
-        let channel = self.client.channel().clone();
+        let mut stream = self.stream(path, request, option)?;
         Ok(Box::pin(async move {
-            let answer = answer.await.map_err(|e| Error::of(path, e));
-            drop(channel); // alive until here: without it the call ends
-            answer
+            let answer = poll_fn(|cx| stream.poll(cx)).await;
+            let malformed = |reason: &str| Error::Answer { call: path, reason: reason.to_owned() };
+            let answer = answer.ok_or_else(|| malformed("it has no message"))??;
+            // The status comes last, and may still refuse.
+            match poll_fn(|cx| stream.poll(cx)).await {
+                None => Ok(answer),
+                Some(Err(error)) => Err(error),
+                Some(Ok(_)) => Err(malformed("it has more than one message")),
+            }
         }))
     }
 
@@ -265,10 +269,19 @@ impl Connection {
         path: &'static str,
         request: Vec<u8>,
     ) -> Result<ServerStream, Error> {
+        self.stream(path, request, CallOption::default())
+    }
+
+    fn stream(
+        &self,
+        path: &'static str,
+        request: Vec<u8>,
+        option: CallOption,
+    ) -> Result<ServerStream, Error> {
         let method = method(MethodType::ServerStreaming, path);
         let receiver = self
             .client
-            .server_streaming(&method, &request, CallOption::default())
+            .server_streaming(&method, &request, option)
             .map_err(|e| Error::of(path, e))?;
         Ok(ServerStream { path, receiver, _channel: self.client.channel().clone() })
     }

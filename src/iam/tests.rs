@@ -30,6 +30,8 @@ struct Behaviour {
     registered: Vec<(String, String)>,
     removed: Vec<String>,
     silent: bool,
+    /// Registrations end without an error and without an answer.
+    mute: bool,
     refusal: Option<&'static str>,
     max_dmips: u64,
 }
@@ -82,6 +84,7 @@ impl Script {
         match behaviour.refusal {
             Some(text) => Reply::Refused(RpcStatusCode::INTERNAL, text),
             None if behaviour.silent => Reply::Silence,
+            None if behaviour.mute => Reply::Nothing,
             None => {
                 let secret = format!("secret of {service}");
                 let answer = messages::RegisterInstanceResponse { secret, ..Default::default() };
@@ -379,6 +382,18 @@ fn a_refusal_is_an_answer() {
     assert!(!failure.transient);
     assert!(failure.message.contains("no such functional server"), "{failure}");
     bed.script.set(|b| b.refusal = None);
+    bed.register("a");
+    bed.secret("a");
+}
+
+#[test]
+fn an_end_without_an_answer_is_a_refusal() {
+    let bed = Bed::up();
+    bed.script.set(|b| b.mute = true);
+    bed.register("a");
+    let failure = bed.registered().1.unwrap_err();
+    assert!(failure.message.contains("it has no message"), "{failure}");
+    bed.script.set(|b| b.mute = false);
     bed.register("a");
     bed.secret("a");
 }

@@ -227,27 +227,43 @@ pub(crate) fn with_stream(
 pub(crate) enum Reply {
     Message(Vec<u8>),
     Refused(RpcStatusCode, &'static str),
+    /// The end without an error, and no message before it.
+    Nothing,
     /// Nothing, ever.
     Silence,
 }
 
-/// Adds a unary call; `answer` sees the client's name and the request.
+/// Adds a unary call; `answer` sees the client's name and the request. The handler is one of
+/// streams, which looks the same on the wire, because a unary one always sends a message.
 pub(crate) fn with_unary(
     builder: ServiceBuilder,
     path: &'static str,
     answer: impl Fn(&str, &[u8]) -> Reply + Clone + Send + Sync + 'static,
 ) -> ServiceBuilder {
-    let handler = move |ctx: RpcContext<'_>, request: Vec<u8>, sink: grpcio::UnarySink<Vec<u8>>| {
-        let answered = match answer(&common_name(&ctx), &request) {
-            Reply::Message(message) => sink.success(message),
-            Reply::Refused(code, text) => sink.fail(RpcStatus::with_message(code, text.to_owned())),
-            Reply::Silence => return std::mem::forget(sink),
+    let handler =
+        move |ctx: RpcContext<'_>, request: Vec<u8>, mut sink: ServerStreamingSink<Vec<u8>>| {
+            let mut message = match answer(&common_name(&ctx), &request) {
+                Reply::Message(message) => Some((message, WriteFlags::default())),
+                Reply::Nothing => None,
+                Reply::Silence => return std::mem::forget(sink),
+                Reply::Refused(code, text) => {
+                    let refused = sink.fail(RpcStatus::with_message(code, text.to_owned()));
+                    return ctx.spawn(async move { refused.await.unwrap_or_default() });
+                }
+            };
+            ctx.spawn(async move {
+                let _ = poll_fn(|cx| {
+                    let mut sink = Pin::new(&mut sink);
+                    if message.is_some() {
+                        ready!(sink.as_mut().poll_ready(cx))?;
+                        sink.as_mut().start_send(message.take().unwrap())?;
+                    }
+                    sink.poll_close(cx)
+                })
+                .await;
+            });
         };
-        ctx.spawn(async move {
-            let _ = answered.await;
-        });
-    };
-    builder.add_unary_handler(&method(MethodType::Unary, path), handler)
+    builder.add_server_streaming_handler(&method(MethodType::ServerStreaming, path), handler)
 }
 
 #[derive(Clone, Copy, PartialEq)]

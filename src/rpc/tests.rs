@@ -1,8 +1,9 @@
-//! Inboxes, waits and addresses; connections are tested where they are used.
+//! Inboxes, waits, addresses and unary calls; streams are tested where they are used.
+
+use grpcio::ServiceBuilder;
 
 use super::*;
-
-const LONG: Duration = Duration::from_secs(10);
+use crate::rpc::double::{Authority, LONG, Reply, env, with_unary};
 
 #[test]
 fn addresses_without_a_host_mean_this_one() {
@@ -75,4 +76,37 @@ fn errors_tell_an_unreachable_peer_from_one_that_refuses() {
     check(RpcStatusCode::UNKNOWN, false);
     check(RpcStatusCode::INTERNAL, false);
     check(RpcStatusCode::UNIMPLEMENTED, false);
+}
+
+#[test]
+fn answers_of_unary_calls() {
+    const PATH: &str = "/x.Y/Z";
+    let authority = Authority::new();
+    let service = with_unary(ServiceBuilder::new(), PATH, |_, request| match request {
+        b"echo" => Reply::Message(request.to_vec()),
+        b"empty" => Reply::Message(Vec::new()),
+        b"refuse" => Reply::Refused(RpcStatusCode::INTERNAL, "not found"),
+        b"nothing" => Reply::Nothing,
+        _ => Reply::Silence,
+    });
+    let server = authority.server(service.build(), false);
+    let target = format!("127.0.0.1:{}", server.port);
+    let connection =
+        Connection::new(&env(), &target, &authority.ca_file(), None, Keepalive::default()).unwrap();
+    let ask = |path, request: &str, limit| {
+        let answer = connection.unary(path, request.as_bytes().to_vec(), limit).unwrap();
+        wait(answer, LONG).expect("an end")
+    };
+    let check = |request: &str, expect: Result<&str, &str>| {
+        let answer = ask(PATH, request, LONG).map_err(|error| error.to_string());
+        assert_eq!(answer, expect.map(|a| a.as_bytes().to_vec()).map_err(str::to_owned));
+    };
+    check("echo", Ok("echo"));
+    check("empty", Ok(""));
+    check("refuse", Err("/x.Y/Z: 13-INTERNAL: not found"));
+    check("nothing", Err("/x.Y/Z: the answer is malformed: it has no message"));
+    check("echo", Ok("echo"));
+    assert!(ask("/x.Y/Other", "echo", LONG).unwrap_err().is_unimplemented());
+    let late = ask(PATH, "silence", Duration::from_millis(100)).unwrap_err();
+    assert!(late.is_unreachable(), "{late}");
 }
