@@ -88,7 +88,8 @@ impl Dialect for V4 {
                 online: m.cloud_status == EnumOrUnknown::new(wire::ConnectionEnum::CONNECTED),
             }),
             SMIncomingMessage::UpdateNetworks(m) => {
-                Some(CmCommand::UpdateNetworks(networks(m.networks)))
+                let networks = m.networks.into_iter().map(network).collect();
+                Some(CmCommand::UpdateNetworks(networks))
             }
             // Answers to requests that a service manager never sends.
             SMIncomingMessage::ImageContentInfo(_)
@@ -272,22 +273,14 @@ fn instance_network(wire: wire::NetworkParameters) -> InstanceNetwork {
     }
 }
 
-/// The CM lists a network once for every service of its provider.
-fn networks(listed: Vec<wire::NetworkParameters>) -> Vec<NetworkParams> {
-    let mut seen = HashSet::new();
-    let mut networks = Vec::new();
-    for wire in listed {
-        let id = NetworkId::new(&wire.network_id);
-        if is_new(&mut seen, &id) {
-            networks.push(NetworkParams {
-                id,
-                subnet: wire.subnet,
-                ip: wire.ip,
-                vlan_id: wire.vlan_id,
-            });
-        }
+/// As listed: which of several entries of one network counts is for core.
+fn network(wire: wire::NetworkParameters) -> NetworkParams {
+    NetworkParams {
+        id: NetworkId::new(&wire.network_id),
+        subnet: wire.subnet,
+        ip: wire.ip,
+        vlan_id: wire.vlan_id,
     }
-    networks
 }
 
 /// An absent filter selects everything.

@@ -1,6 +1,6 @@
 //! Folds one event into the state. No decisions: what follows from it is for `plan`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::secrets::Leaving;
 use crate::core::state::{Orphan, State, Survey, Sweep};
 use crate::model::command::CmCommand;
-use crate::model::desired::{DesiredInstance, EnvOverride, RunRequest};
+use crate::model::desired::{DesiredInstance, EnvOverride, NetworkParams, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceKey};
@@ -129,9 +129,10 @@ impl State {
         match command {
             CmCommand::RunInstances(request) => self.run_request(now, request),
             CmCommand::UpdateNetworks(networks) => {
-                let mut seen = BTreeSet::new();
-                self.networks =
-                    networks.into_iter().filter(|n| seen.insert(n.id.clone())).collect();
+                // The CM lists a network once for every service of its provider; the last one counts.
+                let newest: BTreeMap<NetworkId, NetworkParams> =
+                    networks.into_iter().map(|network| (network.id.clone(), network)).collect();
+                self.networks = newest.into_values().collect();
                 self.changes.push(Change::SetNetworks(self.networks.clone()));
                 self.networks_due = true;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aos_servicemanager::model::command::CmCommand;
-use aos_servicemanager::model::desired::RunRequest;
+use aos_servicemanager::model::desired::{NetworkParams, RunRequest};
 use aos_servicemanager::model::event::{Event, Exit};
 use aos_servicemanager::model::id::NetworkId;
 use aos_servicemanager::model::node::{Device, NodeConfig};
@@ -101,6 +101,22 @@ fn a_network_that_cannot_be_set_up_is_told_once_and_fails_its_instances() {
     unit.command(CmCommand::UpdateNetworks(Vec::new()));
     unit.settle();
     assert_eq!(alerts(&mut unit), [told]);
+}
+
+/// The CM lists a network once for every service of its provider.
+#[test]
+fn the_last_entry_of_a_network_counts() {
+    let mut unit = Unit::started(3);
+    let network = |id: &str, ip: &str, vlan_id| NetworkParams {
+        id: NetworkId::new(id),
+        subnet: "172.17.0.0/16".into(),
+        ip: ip.into(),
+        vlan_id,
+    };
+    let (old, other, new) = (network("a", "1", 1), network("b", "2", 2), network("a", "3", 3));
+    unit.command(CmCommand::UpdateNetworks(vec![old, other.clone(), new.clone()]));
+    unit.settle();
+    assert_eq!(unit.rows.networks, [new, other]);
 }
 
 /// The cause goes away by itself, and nobody sends anything.
