@@ -429,12 +429,16 @@ impl Source {
         Poll::Ready(next.map(|message| message.map_err(|e| Error::of(self.path, e))))
     }
 
-    /// Cancels the call and waits for its end, so that no trace of it meets the next one.
-    pub fn finish(mut self, limit: Duration) {
+    /// Cancels the call and waits for its end, so that no trace of it meets the next one. What has
+    /// arrived all the same goes to `late`.
+    pub fn finish(mut self, limit: Duration, mut late: impl FnMut(Vec<u8>)) {
         self.receiver.cancel();
         let _ = wait(
             poll_fn(|cx| {
-                while let Some(Ok(_)) = ready!(self.poll(cx)) {}
+                // An error comes before the messages that were there when it happened.
+                while let Some(next) = ready!(self.poll(cx)) {
+                    let _ = next.map(&mut late);
+                }
                 Poll::Ready(())
             }),
             limit,

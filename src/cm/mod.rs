@@ -23,7 +23,7 @@ use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
@@ -54,6 +54,8 @@ const CERTIFICATE_LIMIT: Duration = Duration::from_secs(12);
 const DIAL_LIMIT: Duration = Duration::from_secs(15);
 /// For the CM to end a stream whose other half we have closed.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
+/// For what has arrived on a stream whose other half cannot be closed.
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 /// For the last status of a cancelled stream.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// The CM still holds our old stream; only trying again helps.
@@ -132,17 +134,40 @@ struct Lost {
     pause: Option<Duration>,
     /// The stream lived long enough to count as a success.
     settled: bool,
+    /// It was our wish.
+    wanted: bool,
 }
 
 impl End {
     fn lost(error: &rpc::Error) -> Self {
         let reason = chain(error);
         let pause = reason.contains("already exist").then_some(ALREADY_EXISTS_PAUSE);
-        Self::Lost(Lost { reason, pause, settled: false })
+        Self::Lost(Lost { reason, pause, settled: false, wanted: false })
     }
 
     fn text(reason: &str) -> Self {
-        Self::Lost(Lost { reason: reason.to_owned(), pause: None, settled: false })
+        let reason = reason.to_owned();
+        Self::Lost(Lost { reason, pause: None, settled: false, wanted: false })
+    }
+
+    fn wanted(reason: &str) -> Self {
+        let reason = reason.to_owned();
+        Self::Lost(Lost { reason, pause: None, settled: false, wanted: true })
+    }
+
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::Stop | Self::Reconnect => true,
+            Self::Lost(lost) => lost.wanted,
+        }
+    }
+
+    /// After a stream that has existed for `age`.
+    fn settled(self, age: Duration, settled: Duration) -> Self {
+        match self {
+            Self::Lost(lost) => Self::Lost(Lost { settled: age > settled, ..lost }),
+            other => other,
+        }
     }
 }
 
@@ -237,7 +262,9 @@ impl Receiving {
         let _ = self.events.send(Event::CmConnected { session });
         let mut stream = Stream { session, source, certificate, early, opened: now() };
         let end = self.receive(&mut stream, dialect.as_ref());
-        self.finish(stream, &end);
+        let age = now().saturating_duration_since(stream.opened);
+        let end = end.settled(age, self.settings.timing.settled);
+        self.finish(stream, &end, dialect.as_ref());
         let _ = self.events.send(Event::CmLost { session });
         end
     }
@@ -304,7 +331,8 @@ impl Receiving {
             Ok(early) => Ok((sink, source, early)),
             Err(end) => {
                 drop(sink);
-                source.finish(FINISH_LIMIT);
+                // The node has not registered: nothing can have been sent to it.
+                source.finish(FINISH_LIMIT, drop);
                 Err(end)
             }
         }
@@ -335,7 +363,7 @@ impl Receiving {
                     }
                     self.deliver(session, &message, dialect);
                 }
-                Woken::Done(Heard::Message(ended)) => return self.ended(stream, ended),
+                Woken::Done(Heard::Message(ended)) => return ended_by_peer(ended),
                 Woken::Done(Heard::Certificate(certificate)) => {
                     renewal = None;
                     if is_renewed(&stream.certificate, certificate) {
@@ -347,7 +375,7 @@ impl Receiving {
                     renewal = Some(self.certs.certificate());
                 }
                 Woken::Command(CmRxCommand::Resynchronise) => {
-                    return End::text("a message for the CM was lost, begin anew");
+                    return End::wanted("a message for the CM was lost, begin anew");
                 }
                 Woken::Command(CmRxCommand::Stop) | Woken::Closed => return End::Stop,
             }
@@ -371,40 +399,31 @@ impl Receiving {
         }
     }
 
-    fn ended(&self, stream: &Stream, ended: Option<Result<Vec<u8>, rpc::Error>>) -> End {
-        let end = match ended {
-            Some(Err(error)) => End::lost(&error),
-            _ => End::text("the CM ended the stream"),
-        };
-        match end {
-            End::Lost(lost) => {
-                let age = now().saturating_duration_since(stream.opened);
-                End::Lost(Lost { settled: age > self.settings.timing.settled, ..lost })
-            }
-            other => other,
-        }
-    }
-
-    /// Ends the stream completely. The CM is told first if it was our wish.
-    fn finish(&self, stream: Stream, end: &End) {
+    /// Ends the stream completely. The CM is told first if it was our wish, and what it has sent
+    /// meanwhile counts: it does not repeat a request on the next stream.
+    fn finish(&self, stream: Stream, end: &End, dialect: &dyn Dialect) {
         let Stream { session, mut source, .. } = stream;
-        if !matches!(end, End::Lost(_)) {
+        if end.is_wanted() {
             let close = CmTxCommand::Close { session };
-            if self.tx.send_timeout(close, FAREWELL_LIMIT).is_ok() {
-                let ended = poll_fn(|cx| {
-                    while let Poll::Ready(message) = source.poll(cx) {
-                        if !matches!(message, Some(Ok(_))) {
-                            return Poll::Ready(());
-                        }
-                    }
-                    Poll::Pending
-                });
-                let _ = rpc::wait(ended, FAREWELL_LIMIT);
-            }
+            let told = self.tx.send_timeout(close, FAREWELL_LIMIT).is_ok();
+            let ended = poll_fn(|cx| {
+                while let Some(Ok(message)) = ready!(source.poll(cx)) {
+                    self.deliver(session, &message, dialect);
+                }
+                Poll::Ready(())
+            });
+            let _ = rpc::wait(ended, if told { FAREWELL_LIMIT } else { DRAIN_LIMIT });
         }
         // Cancelled first: cm-tx may be blocked in a send, which ends with the call.
-        source.finish(FINISH_LIMIT);
+        source.finish(FINISH_LIMIT, |message| self.deliver(session, &message, dialect));
         let _ = self.tx.send(CmTxCommand::Lost { session });
+    }
+}
+
+fn ended_by_peer(ended: Option<Result<Vec<u8>, rpc::Error>>) -> End {
+    match ended {
+        Some(Err(error)) => End::lost(&error),
+        _ => End::text("the CM ended the stream"),
     }
 }
 

@@ -46,6 +46,13 @@ struct Bed {
 
 impl Bed {
     fn new(timing: Timing, send_limit: Duration) -> Self {
+        let (mut bed, receiving) = Self::without_receiver(timing, send_limit);
+        bed.threads.insert(0, spawn("cm-rx", move || receiving.run()).unwrap());
+        bed
+    }
+
+    /// Nobody runs cm-rx yet.
+    fn without_receiver(timing: Timing, send_limit: Duration) -> (Self, Receiving) {
         let authority = Authority::new();
         let gate = Gate::new();
         let (service, calls) = duplex_service(v4::PATH);
@@ -69,14 +76,10 @@ impl Bed {
             tx: tx.clone(),
         };
         let (spare_in, spare) = bounded(1);
-        let threads = vec![
-            spawn("cm-rx", move || receiving.run()).unwrap(),
-            spawn("cm-tx", move || {
-                sender::run(send_limit, &tx_inbox, &events_in, &spare_in);
-            })
-            .unwrap(),
-        ];
-        Self { authority, certs, gate, server, calls, events, rx, tx, spare, threads }
+        let sending = move || sender::run(send_limit, &tx_inbox, &events_in, &spare_in);
+        let threads = vec![spawn("cm-tx", sending).unwrap()];
+        let bed = Self { authority, certs, gate, server, calls, events, rx, tx, spare, threads };
+        (bed, receiving)
     }
 
     fn ready() -> Self {
@@ -153,6 +156,15 @@ impl Bed {
         }
     }
 
+    fn hears_request(&self, expect: Session) {
+        match self.event() {
+            Event::Cm { session, command: CmCommand::RunInstances(_) } => {
+                assert_eq!(session, expect);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn log_part(&self, session: Session, size: usize) -> Receiver<Result<(), String>> {
         let (reply, answer) = bounded(1);
         let part = LogPart { data: vec![7; size], ..LogPart::default() };
@@ -190,6 +202,13 @@ fn alert(message: &str) -> CmReport {
 fn sample(ram_bytes: u64) -> CmTxCommand {
     let node = MonitoringData { ram_bytes, ..MonitoringData::default() };
     CmTxCommand::Monitoring(NodeMonitoring { node, instances: Vec::new() })
+}
+
+/// `run_instances {}`
+fn run_nothing() -> Vec<u8> {
+    let mut message = messages::SMIncomingMessages::new();
+    message.set_run_instances(messages::RunInstances::new());
+    message.write_to_bytes().unwrap()
 }
 
 /// `connection_status { CONNECTED }`
@@ -273,6 +292,31 @@ fn a_renewed_certificate_makes_a_new_stream_and_an_equal_one_does_not() {
     bed.lost(first);
     let (second, call) = bed.registered();
     assert_eq!((second, call.client.as_str()), (Session(2), "renewed"));
+}
+
+#[test]
+fn what_comes_while_a_stream_ends_counts() {
+    let bed = Bed::ready();
+    let end = |wish: CmRxCommand| {
+        let (session, mut call) = bed.registered();
+        *bed.certs.0.lock().unwrap() = Ok(bed.authority.certificate("renewed"));
+        bed.rx.send(wish).unwrap();
+        assert!(call.recv().is_none(), "the CM sees a clean end");
+        call.send(&run_nothing());
+        call.send(&run_nothing());
+        call.end();
+        bed.hears_request(session);
+        bed.hears_request(session);
+        bed.lost(session);
+    };
+    end(CmRxCommand::Resynchronise);
+    bed.rx.send(CmRxCommand::Reconnect).unwrap(); // not to wait for the pause
+    end(CmRxCommand::Reconnect); // the certificate is another one each time
+    let (session, mut call) = bed.registered();
+    call.send(&run_nothing());
+    call.fail(RpcStatusCode::UNAVAILABLE, "the CM begins anew");
+    bed.hears_request(session);
+    bed.lost(session);
 }
 
 #[test]
@@ -481,6 +525,40 @@ fn pauses_grow_to_the_cap_and_vary() {
         let pause = varied(Duration::from_secs(10));
         assert!((8..=12).contains(&pause.as_secs()), "{pause:?}");
     }
+}
+
+#[test]
+fn pauses_begin_anew_after_a_long_stream_however_it_ended() {
+    let silent = Duration::from_millis(50);
+    let check = |settled: Duration, first_message: Duration, wish: Option<CmRxCommand>| {
+        let timing = Timing { settled, first_message, ..Timing::default() };
+        let (bed, receiving) = Bed::without_receiver(timing, sender::SEND_LIMIT);
+        bed.gate.open(bed.server.port);
+        let attempt = move || {
+            let dialect: Arc<dyn Dialect> = Arc::new(v4::V4 { allow_root_uid: false });
+            match receiving.attempt(&dialect, &mut Progress::default()) {
+                End::Lost(lost) => lost.settled,
+                _ => panic!("not lost"),
+            }
+        };
+        std::thread::scope(|scope| {
+            let ended = scope.spawn(attempt);
+            let session = bed.connected();
+            bed.report(session, hello());
+            let mut call = bed.call();
+            call.message();
+            if let Some(wish) = wish {
+                bed.rx.send(wish).unwrap();
+                assert!(call.recv().is_none());
+                call.end();
+            }
+            ended.join().unwrap()
+        })
+    };
+    assert!(check(Duration::ZERO, LONG, Some(CmRxCommand::Resynchronise)));
+    assert!(check(Duration::ZERO, silent, None));
+    assert!(!check(LONG, LONG, Some(CmRxCommand::Resynchronise)));
+    assert!(!check(LONG, silent, None));
 }
 
 #[test]
