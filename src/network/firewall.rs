@@ -316,7 +316,8 @@ impl Firewall {
     /// A period has ended: counters begin again, and who was stopped at a limit goes on.
     pub(super) fn reset_counters(&mut self) -> Result<(), Error> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
-        for kind in [object::COUNTER, object::QUOTA] {
+        // In this order a quota never counts less than its counter, with which it is made anew.
+        for kind in [object::QUOTA, object::COUNTER] {
             list(
                 channel,
                 &mut listing::list_objects(TABLE, kind, Afterwards::Reset),
@@ -394,10 +395,14 @@ impl Firewall {
         if !added.entries.is_empty() || !added.meters.is_empty() {
             self.check_missing()?;
         }
-        let Some(channel) = &mut self.channel else { return Ok(()) };
+        if self.channel.is_none() {
+            return Ok(());
+        }
         if !self.installed {
             return self.change_and_rebuild(added, removed);
         }
+        self.read_replaced(added);
+        let Some(channel) = &mut self.channel else { return Ok(()) };
         let new = added.entries.iter().filter(|entry| !self.entries.contains(*entry));
         let old = removed.entries.iter().filter(|entry| self.entries.contains(*entry));
         let new: Vec<&Entry> = new.collect();
@@ -438,6 +443,20 @@ impl Firewall {
             self.stopped = stopped;
         }
         self.settle(added, removed, result)
+    }
+
+    /// Reads the counters that are about to be made anew, with limits of another height.
+    fn read_replaced(&mut self, added: &Share) {
+        let is_replaced = |(id, new): &&(InstanceId, Meter)| {
+            self.meters.get(id).is_some_and(|known| !known.is_like(new))
+        };
+        let replaced = added.meters.iter().filter(is_replaced).map(|(id, _)| id.clone());
+        let replaced: Vec<InstanceId> = replaced.collect();
+        if !replaced.is_empty()
+            && let Err(err) = self.read_counters_of(&replaced)
+        {
+            warn!("counters begin with values of some time ago err={}", chain(&err));
+        }
     }
 
     /// After a commit: the mirror follows. If the kernel does not have what the mirror says,
@@ -576,77 +595,5 @@ fn for_each_set<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::accounting::LocalNetworks;
-    use super::*;
-    use crate::sys::mount::isolate;
-    use crate::sys::thread::spawn_sized;
-
-    /// On a host that has nothing but our rules.
-    fn with_rules(test: &'static str, body: fn(&mut Firewall)) {
-        let thread = spawn_sized("firewall-test", 512 * 1024, move || {
-            if isolate().is_err() {
-                println!("SKIP {test}: needs CAP_NET_ADMIN");
-                return;
-            }
-            let local = LocalNetworks::new(&[]);
-            let policy = Policy { open_inbound: false, police: false, polled: false, local };
-            let mut firewall = Firewall::open(true, policy).unwrap();
-            match firewall.start(Volume::default()) {
-                Ok(()) => body(&mut firewall),
-                Err(err) => println!("SKIP {test}: {err}"),
-            }
-        });
-        thread.unwrap().join().unwrap();
-    }
-
-    /// Otherwise the policy that the OS has just given a chain would be replaced by ours.
-    #[test]
-    fn what_others_change_meanwhile_is_looked_at_again() {
-        with_rules("what_others_change_meanwhile", |firewall| {
-            let seen = firewall.channel.as_mut().and_then(generation).unwrap();
-            assert!(firewall.is_settled());
-            firewall.rebuild_after(Some(seen)).unwrap();
-            let refused = firewall.rebuild_after(Some(seen)).unwrap_err();
-            assert!(matches!(&refused, Error::Kernel(r) if r.errno == Errno::ERESTART));
-            firewall.rebuild().unwrap();
-            assert!(firewall.is_settled());
-        });
-    }
-
-    /// The kernel refuses more keys than a map was made for.
-    #[test]
-    fn maps_grow() {
-        with_rules("maps_grow", |firewall| {
-            let meter = |number: u32| {
-                let volume = Volume { download_bytes: number.into(), upload_bytes: 7 };
-                let address = Ipv4Addr::from_bits(0xac11_0000 + number);
-                let limits = accounting::Limits::default();
-                (InstanceId::new(&number.to_string()), Meter { address, limits, volume })
-            };
-            let meters = |numbers: std::ops::Range<u32>| Share {
-                entries: Vec::new(),
-                meters: numbers.map(meter).collect(),
-            };
-            firewall.add(&meters(0..MIN_CAPACITY)).unwrap();
-            // Who goes makes room, also for who comes in the same transaction.
-            firewall.remove(&meters(0..1)).unwrap();
-            firewall.add(&meters(0..1)).unwrap();
-            let mut moved = meters(1..2);
-            moved.meters[0].1.address = Ipv4Addr::from_bits(0xac12_0000);
-            firewall.replace(&meters(1..2), &moved).unwrap();
-            assert_eq!(firewall.capacity, MIN_CAPACITY);
-            firewall.add(&meters(MIN_CAPACITY..600)).unwrap();
-            assert_eq!(firewall.capacity, 1024);
-            firewall.read_counters().unwrap();
-            let traffic = firewall.traffic();
-            assert_eq!(traffic.instances.len(), 600);
-            for (id, volume) in &traffic.instances {
-                assert_eq!(volume.download_bytes.to_string(), id.as_str());
-            }
-            firewall.remove(&meters(100..600)).unwrap();
-            firewall.rebuild().unwrap();
-            assert_eq!(firewall.capacity, MIN_CAPACITY);
-        });
-    }
-}
+#[path = "firewall_tests.rs"]
+mod tests;

@@ -457,8 +457,15 @@ pub(super) fn new_counter(batch: &mut Messages, table: &str, name: &str, bytes: 
 /// Name of the operation, by which a kernel without quotas is recognised.
 pub(super) const NEW_QUOTA: &str = "create traffic limit";
 
-/// A quota of which a part is used up.
+/// Most bytes of a quota; the kernel refuses more.
+const MAX_QUOTA: u64 = i64::MAX.cast_unsigned();
+
+/// A quota of which a part is used up. The kernel refuses one of which more is used than it has, as
+/// happens when a limit is lowered; such a one is used up.
 pub(super) fn new_quota(batch: &mut Messages, table: &str, name: &str, limit: u64, used: u64) {
+    let limit = limit.min(MAX_QUOTA);
+    let used = used.min(limit);
+
     add(batch, NEW_QUOTA, message::NEWOBJ, channel::CREATE, |p| {
         p.text(object::TABLE, table);
         p.text(object::NAME, name);

@@ -8,6 +8,7 @@ use super::super::NetworkSettings;
 use super::super::caps::NetCaps;
 use super::peer::Pair;
 use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_caps};
+use super::traffic::{KIB, counted, upload};
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::thread::spawn;
 use crate::sys::time::monotonic;
@@ -125,15 +126,23 @@ fn limits_change_while_an_instance_runs() {
             }
             assert!((0..TRIES).any(|_| flow.rate(Duration::from_millis(200)) > 4e6));
         }
-        // Volumes and ports as well.
-        assert!(rig.try_connect(&a).is_some());
+        // Volumes and ports as well. What was used counts, though nobody has looked at it.
+        assert_eq!(upload(rig, &a, 100 * KIB), 100 * KIB);
         a.quotas.upload_bytes = Some(1);
         a.exposed_ports = vec!["8080".to_owned()];
         rig.net.adopt(&a).unwrap();
         assert!(rig.try_connect(&a).is_none());
+        let used = counted(rig, &a).upload_bytes;
+        assert!(used > 100 * 1024, "{used}");
+        assert_eq!(upload(rig, &b, 50 * KIB), 50 * KIB);
         a.quotas.upload_bytes = None;
         a.exposed_ports = vec!["8081".to_owned()];
         rig.net.adopt(&a).unwrap();
+        assert_eq!(upload(rig, &a, 100 * KIB), 100 * KIB);
+        a.quotas.upload_bytes = Some(u64::MAX);
+        rig.net.adopt(&a).unwrap();
+        let used = counted(rig, &a).upload_bytes - used;
+        assert!(used > 100 * 1024, "{used}");
         assert!(rig.try_connect(&a).is_some());
         assert!(rig.outside().reaches_port(&rig.instance(&a), A, 8081).is_ok());
         rig.outside().is_cut_off_from(&rig.instance(&a), A, 8080);

@@ -17,7 +17,7 @@ use crate::sys::time::wall_ms;
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
 const A: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
 const A2: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 3);
-const KIB: usize = 1024;
+pub(super) const KIB: usize = 1024;
 /// Headers and acknowledgements add less than a tenth.
 const HEADERS: f64 = 1.1;
 /// Two segments of a connection that is aggregated on its way.
@@ -52,7 +52,7 @@ fn send(pair: (TcpStream, TcpStream), bytes: usize) -> usize {
     received
 }
 
-fn upload(rig: &Rig, plan: &NetworkPlan, bytes: usize) -> usize {
+pub(super) fn upload(rig: &Rig, plan: &NetworkPlan, bytes: usize) -> usize {
     send(rig.instance(plan).connect(&rig.outside(), OUTSIDE).split(), bytes)
 }
 
@@ -62,7 +62,7 @@ fn download(rig: &Rig, plan: &NetworkPlan, bytes: usize) -> usize {
 }
 
 /// Counters of an instance.
-fn counted(rig: &Rig, plan: &NetworkPlan) -> Volume {
+pub(super) fn counted(rig: &Rig, plan: &NetworkPlan) -> Volume {
     all(rig).instance(&plan.id).unwrap_or_default()
 }
 
@@ -166,6 +166,14 @@ fn limits_cut_off_and_neighbours_stay() {
         rig.net.attach(&fresh).unwrap();
         stays_below(rig, &a, 300_000);
         assert!(download(rig, &fresh, 400 * KIB) == 400 * KIB);
+        // One that is lowered below what was used is used up, also if the instance
+        // starts anew, and a very high one lets everything through.
+        a.quotas.download_bytes = Some(100_000);
+        rig.net.attach(&a).unwrap();
+        assert!(rig.try_connect(&a).is_none());
+        a.quotas.download_bytes = Some(u64::MAX);
+        rig.net.attach(&a).unwrap();
+        assert_eq!(download(rig, &a, 50 * KIB), 50 * KIB);
     });
 }
 
