@@ -194,10 +194,13 @@ impl Channel {
                 }
                 interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
                 match message.kind {
-                    NLMSG_DONE => return Ok((!interrupted).then_some(found)),
-                    NLMSG_ERROR => {
+                    // The end, too, may be one before the list is complete.
+                    NLMSG_DONE | NLMSG_ERROR => {
                         if let Some((errno, text)) = error_of(&message) {
                             return Err(Refusal { index: 0, operation, errno, text }.into());
+                        }
+                        if message.kind == NLMSG_DONE {
+                            return Ok((!interrupted).then_some(found));
                         }
                     }
                     _ => found.extend(parse(&message)),
@@ -287,10 +290,10 @@ fn position(first: u32, count: usize, message: &Message<'_>) -> Option<usize> {
     (message.kind == NLMSG_ERROR && index < count).then_some(index)
 }
 
-/// Error number and text of the extended acknowledgement; `None` = success.
+/// Error number and text of an acknowledgement or of the end of a list; `None` = success.
 pub(super) fn error_of(message: &Message<'_>) -> Option<(Errno, String)> {
     let code = wire::read_i32(message.body, 0)?;
-    if code == 0 {
+    if code >= 0 {
         return None;
     }
     let text = extended_text(message).unwrap_or_default();
@@ -301,8 +304,11 @@ fn extended_text(message: &Message<'_>) -> Option<String> {
     if message.flags & NLM_F_ACK_TLVS == 0 {
         return None;
     }
-    // The request is echoed: its header always, its body unless capped.
-    let echoed = if message.flags & NLM_F_CAPPED != 0 {
+    // The request is echoed: its header always, its body unless capped. At the end of a list it is
+    // not.
+    let echoed = if message.kind == NLMSG_DONE {
+        0
+    } else if message.flags & NLM_F_CAPPED != 0 {
         MESSAGE_HEADER
     } else {
         usize::try_from(wire::read_u32(message.body, 4)?).ok()?.next_multiple_of(4)
@@ -320,10 +326,14 @@ mod tests {
     use crate::sys::thread::spawn_sized;
 
     fn error_message(flags: u16, code: i32, echoed: &[u8], tail: &[u8]) -> Vec<u8> {
+        message(NLMSG_ERROR, flags, code, echoed, tail)
+    }
+
+    fn message(kind: u16, flags: u16, code: i32, echoed: &[u8], tail: &[u8]) -> Vec<u8> {
         let body = [&code.to_ne_bytes(), echoed, tail].concat();
         let length = u32::try_from(16 + body.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
-        bytes.extend(NLMSG_ERROR.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
         bytes.extend(7u32.to_ne_bytes());
         bytes.extend(0u32.to_ne_bytes());
@@ -350,6 +360,36 @@ mod tests {
         header[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
         check(error_message(0x200, -22, &header, tlv), Some((Errno::EINVAL, "")));
         check(error_message(0, i32::MIN, &header, &[]), Some((Errno::UnknownErrno, "")));
+        // Ends of lists.
+        let end = |flags, code, tail: &[u8]| message(NLMSG_DONE, flags | 2, code, &[], tail);
+        check(end(0, 0, &[]), None);
+        check(end(0, -12, &[]), Some((Errno::ENOMEM, "")));
+        check(end(NLM_F_ACK_TLVS, -2, tlv), Some((Errno::ENOENT, "bad")));
+        check(end(NLM_F_ACK_TLVS, -2, &[255, 255, 1, 0]), Some((Errno::ENOENT, "")));
+        // One without a number.
+        check([&16u32.to_ne_bytes()[..], &end(0, -12, &[])[4..16]].concat(), None);
+    }
+
+    /// The kernel says at the end of a list that it could not make it.
+    #[test]
+    fn a_list_that_the_kernel_gives_up_is_an_error() {
+        let thread = spawn_sized("list-test", 512 * 1024, || {
+            if isolate().is_err() {
+                println!("SKIP a_list_that_the_kernel_gives_up_is_an_error: needs CAP_NET_ADMIN");
+                return;
+            }
+            let mut channel = Channel::open(Family::Route).unwrap();
+            let mut request = Messages::new();
+            // Routes of a table that does not exist; only with strict checking is it looked for.
+            request.add("list routes", 26, DUMP, |p| p.raw(&[2, 0, 0, 0, 77, 0, 0, 0, 0, 0, 0, 0]));
+            let listed = channel.dump(&mut request, |_| Some(()));
+            let Err(Error::Kernel(refusal)) = listed else { panic!("{listed:?}") };
+            assert_eq!(refusal.errno, Errno::ENOENT, "{refusal}");
+            assert!(refusal.text.contains("does not exist"), "{refusal}");
+            // The channel goes on.
+            assert_eq!(rtnl::links(&mut channel).unwrap().len(), 1);
+        });
+        thread.unwrap().join().unwrap();
     }
 
     /// Messages that the kernel cannot carry out at the moment are sent again, and only those.
