@@ -26,7 +26,7 @@ use super::firewall::Share;
 use super::limits::set_speed;
 use super::naming;
 use super::plan::{Attachment, Subnet, Wanted};
-use super::rtnl::{self, INSTANCE_INTERFACE, Index, LOOPBACK_INDEX, LinkAddress, NewVeth};
+use super::rtnl::{self, Index, LOOPBACK_INDEX, LinkAddress, NewVeth};
 use super::rules;
 use super::shaping;
 use super::wire::Messages;
@@ -171,6 +171,9 @@ impl Domain {
                 self.left.instances.remove(&id);
                 debug!("adopted network instance={id} network={}", attachment.network);
                 self.remember(attachment, wired);
+                if let Some(instance) = self.instances.get(&id) {
+                    self.rewrite_resolv_conf(&id, instance);
+                }
                 Ok(())
             }
             Err(err) => {
@@ -243,12 +246,11 @@ impl Domain {
                 "is needed by the node: its network is unknown",
             ));
         }
+        let wanted = Wanted { id: id.clone(), subnet, gateway, vlan_id: 0 };
         if let Some(other) = self.networks.values().find(|n| n.wanted.subnet.overlaps(&subnet)) {
-            let other = format!("network {} with {}", other.wanted.id, other.wanted.subnet);
-            return Err(Error::Overlap { subnet: subnet.to_string(), other });
+            return Err(wanted.overlap(&other.wanted));
         }
         info!("instance needs a network that is not listed network={id} address={gateway}");
-        let wanted = Wanted { id: id.clone(), subnet, gateway, vlan_id: 0 };
         self.networks.insert(id.clone(), Bridged::new(wanted, Role::Implicit));
         Ok(())
     }
@@ -374,7 +376,8 @@ impl Domain {
             return Err(err);
         }
         fault::point("attach step");
-        Ok(Wired { address: place.address, veth, share: self.new_share(attachment, place) })
+        let (address, gateway) = (place.address, place.gateway);
+        Ok(Wired { address, gateway, veth, share: self.new_share(attachment, place) })
     }
 
     /// What an instance gets in the rules.
@@ -505,6 +508,7 @@ impl Domain {
         if left.as_ref().is_some_and(|link| link.master != place.standing.index || !link.up) {
             let mut messages = Messages::new();
             rtnl::enslave(&mut messages, veth, place.standing.index);
+            rtnl::set_hairpin(&mut messages, veth);
             self.links.execute(&mut messages)?;
         }
         if left.is_some_and(|link| link.mtu != place.standing.mtu) {
@@ -514,6 +518,7 @@ impl Domain {
             let addresses = rtnl::addresses(inside)?;
             let own = addresses.iter().find(|found| found.address == place.address);
             let index = own.ok_or(Error::Vanished("address"))?.index;
+            set_gateway(inside, place.gateway, index)?;
             set_speed(inside, index, place.upload_kbit)?;
             Ok(index)
         })??;
@@ -521,7 +526,7 @@ impl Domain {
         set_speed(&mut self.links, veth, place.download_kbit)?;
         let share = self.new_share(attachment, place);
         self.firewall.replace(&old, &share)?;
-        Ok(Wired { address: place.address, veth, share })
+        Ok(Wired { address: place.address, gateway: place.gateway, veth, share })
     }
 
     /// Asks something of the kernel inside the namespace of an instance.
@@ -538,20 +543,6 @@ impl Domain {
             source,
         })?;
         Ok(act(&mut Channel::new(socket)))
-    }
-
-    /// The node has another address in a network: the default route of each instance follows.
-    pub(super) fn move_gateway(&mut self, network: &NetworkId, gateway: Ipv4Addr) {
-        for (id, instance) in &self.instances {
-            if instance.network != *network || instance.wired.is_none() {
-                continue;
-            }
-            let moved = self.enter(id, |channel| set_gateway(channel, gateway));
-            if let Err(err) = moved.and_then(|result| result) {
-                error!("cannot change default route instance={id} err={}", chain(&err));
-            }
-            self.rewrite_resolv_conf(id, instance);
-        }
     }
 
     /// Removes all that an instance has; an unknown one is success. Every step is attempted, the
@@ -667,12 +658,13 @@ fn raise_loopback(inside: &mut Channel) -> Result<(), Error> {
     inside.execute(&mut messages)
 }
 
-fn set_gateway(channel: &mut Channel, gateway: Ipv4Addr) -> Result<(), Error> {
-    let links = rtnl::links(channel)?;
-    let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
-    let link = link.ok_or(Error::Vanished("link"))?;
+pub(super) fn set_gateway(
+    channel: &mut Channel,
+    gateway: Ipv4Addr,
+    link: Index,
+) -> Result<(), Error> {
     let mut messages = Messages::new();
-    rtnl::set_default_route(&mut messages, gateway, link.index);
+    rtnl::set_default_route(&mut messages, gateway, link);
     channel.execute(&mut messages)
 }
 

@@ -43,7 +43,11 @@ struct View {
 impl Domain {
     /// Makes the list the set of networks; returns those that could not be set up.
     pub(super) fn update_networks(&mut self, list: &[NetworkParams]) -> Vec<(NetworkId, Error)> {
-        let (wanted, mut failed) = plan::check_networks(list);
+        let stands = |new: &Wanted| {
+            let known = self.networks.get(&new.id);
+            known.is_some_and(|known| known.standing.is_some() && known.wanted.subnet == new.subnet)
+        };
+        let (wanted, mut failed) = plan::check_networks(list, stands);
         for (id, err) in &failed {
             // No error: core makes the alert.
             warn!("ignoring network network={id} err={}", chain(err));
@@ -52,6 +56,13 @@ impl Domain {
         // Also an invalid entry names its network: what stands is not torn down for it.
         let listed: BTreeMap<&NetworkId, ()> = list.iter().map(|params| (&params.id, ())).collect();
         self.retire(|id| !listed.contains_key(id), &wanted);
+        // First: others may want the addresses that these give up.
+        for network in &wanted {
+            let known = self.networks.get(&network.id);
+            if known.is_some_and(|known| known.wanted.subnet != network.subnet) {
+                self.remove_network(&network.id);
+            }
+        }
         for network in wanted {
             let id = network.id.clone();
             if let Err(err) = self.set_network(network) {
@@ -67,33 +78,41 @@ impl Domain {
         let until = monotonic() + self.settings.drain_timeout;
         let ids: Vec<NetworkId> = self.networks.keys().filter(|id| unlisted(id)).cloned().collect();
         for id in ids {
-            let in_use = self.instances.values().any(|instance| instance.network == id);
-            let Some(network) = self.networks.get_mut(&id) else { continue };
-            let needed = |new: &Wanted| {
-                new.subnet.overlaps(&network.wanted.subnet)
-                    || (new.vlan_id != 0 && new.vlan_id == network.wanted.vlan_id)
-            };
-            if !in_use || wanted.iter().any(needed) {
+            if !self.is_in_use(&id) || wanted.iter().any(|new| self.is_needed(&id, new)) {
                 self.remove_network(&id);
-            } else if !matches!(network.role, Role::Draining { .. }) {
+            } else if let Some(network) = self.networks.get_mut(&id)
+                && !matches!(network.role, Role::Draining { .. })
+            {
                 info!("network is no longer listed; it goes with its last instance network={id}");
                 network.role = Role::Draining { until };
             }
         }
     }
 
-    /// Creates a network or changes it to what is wanted.
+    /// Some instance has its link there, or had it in an earlier life and may be adopted yet.
+    fn is_in_use(&self, id: &NetworkId) -> bool {
+        let standing = self.networks.get(id).and_then(|network| network.standing.as_ref());
+        let left = |link: &Link| standing.is_some_and(|standing| standing.index == link.master);
+        self.instances.values().any(|instance| instance.network == *id)
+            || self.left.instances.values().flatten().any(left)
+    }
+
+    /// A network that is new or changes wants addresses or the VLAN of this one.
+    fn is_needed(&self, id: &NetworkId, new: &Wanted) -> bool {
+        let Some(old) = self.networks.get(id) else { return false };
+        let is_unchanged = self.networks.get(&new.id).is_some_and(|known| known.wanted == *new);
+        let has_vlan = old.standing.as_ref().is_some_and(|standing| standing.vlan.is_some());
+        let wants_vlan = new.wants_vlan() && new.vlan_id == old.wanted.vlan_id;
+        !is_unchanged && (new.subnet.overlaps(&old.wanted.subnet) || (has_vlan && wants_vlan))
+    }
+
+    /// Creates a network or changes it to what is wanted; its subnet is the same.
     fn set_network(&mut self, wanted: Wanted) -> Result<(), Error> {
         let id = wanted.id.clone();
         if let Some(known) = self.networks.get_mut(&id) {
             known.role = Role::Listed;
-            if known.wanted == wanted && known.standing.is_some() {
-                return Ok(());
-            }
-            if known.wanted.subnet != wanted.subnet {
-                self.remove_network(&id);
-            } else if known.standing.is_some() {
-                return self.change_network(wanted);
+            if known.standing.is_some() {
+                return if known.wanted == wanted { Ok(()) } else { self.change_network(wanted) };
             }
         }
         info!("new network network={id} subnet={} address={}", wanted.subnet, wanted.gateway);
@@ -116,16 +135,19 @@ impl Domain {
             self.delete_links(&standing.vlan.take().into_iter().collect::<Vec<_>>());
         }
         // From here on a failure leaves the network to be raised again.
-        self.raise_network(&id)?;
-        if old.gateway != wanted.gateway {
-            self.move_gateway(&id, wanted.gateway);
-        }
-        Ok(())
+        self.raise_network(&id).map(|_| ())
     }
 
-    /// Makes sure that a network stands; returns its links. Core hears if it did not before.
+    /// Makes sure that a network stands, with the instances that are in it; returns its links. Core
+    /// hears if it could not be set up before.
     pub(super) fn raise_network(&mut self, id: &NetworkId) -> Result<Standing, Error> {
+        if let Some(standing) = self.networks.get(id).and_then(|known| known.standing.as_ref()) {
+            return Ok(standing.clone());
+        }
         let result = self.build_network(id);
+        if let Ok(standing) = &result {
+            self.rejoin(id, standing);
+        }
         if let Some(network) = self.networks.get_mut(id)
             && std::mem::replace(&mut network.failed, result.is_err())
             && result.is_ok()
@@ -140,10 +162,8 @@ impl Domain {
         let Some(network) = self.networks.get(id) else {
             return Err(Error::Vanished("network"));
         };
-        if let Some(standing) = &network.standing {
-            return Ok(standing.clone());
-        }
         let wanted = network.wanted.clone();
+        self.check_others(&wanted)?;
         let mut view = self.view()?;
         if self.remove_rivals(&wanted, &view) {
             view = self.view()?;
@@ -155,9 +175,9 @@ impl Domain {
             Some((_, parent)) => Some(parent),
             None => self.vlan_parent(&wanted, &view),
         };
-        let mtu = parent.map_or(ETHERNET_MTU, |link| link.mtu);
+        let mut mtu = parent.map_or(ETHERNET_MTU, |link| link.mtu);
         let links = [found, standing_vlan.map(|(vlan, _)| vlan)];
-        let other_mtu = links.into_iter().flatten().any(|link| link.mtu != mtu);
+        let mut other_mtu = links.into_iter().flatten().any(|link| link.mtu != mtu);
         let created = found.is_none();
         let (index, bridge) = match found {
             Some(link) => self.repair_bridge(&wanted, link, &view)?,
@@ -165,7 +185,7 @@ impl Domain {
         };
         if let Err(err) = self.open_for_traffic(&bridge) {
             if created {
-                self.delete_links(&[index]);
+                self.remove_remains(id, &[index], &bridge);
             }
             return Err(err);
         }
@@ -175,6 +195,9 @@ impl Domain {
             Some(vlan) => self.repair_vlan(&wanted, vlan, index),
             None => parent.and_then(|parent| self.raise_vlan(&wanted, parent.index, index, &view)),
         };
+        if vlan.is_none() && mtu != ETHERNET_MTU {
+            (mtu, other_mtu) = (ETHERNET_MTU, true);
+        }
         self.dns.open_zone(id, &bridge, wanted.gateway);
         if self.dns.is_enabled() && self.dns.responder(id) != Some(wanted.gateway) {
             self.degrade(format!("names of network {id} are not served: the address is in use"));
@@ -189,6 +212,17 @@ impl Domain {
             self.set_mtu(id, mtu);
         }
         Ok(standing)
+    }
+
+    /// Also a network of which the CM says nonsense now has its addresses.
+    fn check_others(&self, wanted: &Wanted) -> Result<(), Error> {
+        let overlaps = |other: &&Bridged| {
+            other.standing.is_some()
+                && other.wanted.id != wanted.id
+                && other.wanted.subnet.overlaps(&wanted.subnet)
+        };
+        let other = self.networks.values().find(overlaps);
+        other.map_or(Ok(()), |other| Err(wanted.overlap(&other.wanted)))
     }
 
     fn view(&mut self) -> Result<View, Error> {
@@ -312,12 +346,17 @@ impl Domain {
         if link.group != LINK_GROUP {
             rtnl::set_group(&mut messages, index, LINK_GROUP);
         }
+        // Of another address of the node, which an instance may get now.
+        let mac = naming::mac(wanted.gateway);
+        if naming::is_own_mac(link.mac) && link.mac != mac {
+            rtnl::set_mac(&mut messages, index, mac);
+        }
         let own: Vec<&LinkAddress> = view.addresses.iter().filter(|a| a.index == index).collect();
-        // The kernel deletes younger addresses of the subnet together with the oldest one.
         for other in own.iter().filter(|other| ***other != address) {
             rtnl::delete_address(&mut messages, other);
         }
-        if !own.contains(&&address) {
+        // The kernel deletes younger addresses of the subnet together with the oldest one.
+        if own != [&address] {
             rtnl::new_address(&mut messages, &address, wanted.subnet.broadcast());
         }
         self.links.execute(&mut messages)?;
@@ -471,8 +510,13 @@ impl Domain {
         let mut messages = Messages::new();
         rtnl::new_vlan(&mut messages, &NewVlan { index, name: &name, parent, bridge, vlan_id });
         rtnl::set_alias(&mut messages, index, &naming::network_alias(&wanted.id));
-        self.links.execute(&mut messages).map_err(|err| err.lacking("8021q (VLAN)"))?;
-        Ok(index)
+        let result = self.links.execute(&mut messages);
+        if let Err(Error::Kernel(refusal)) = &result
+            && refusal.index != 0
+        {
+            self.delete_links(&[index]);
+        }
+        result.map(|()| index).map_err(|err| err.lacking("8021q (VLAN)"))
     }
 
     /// Removes a network with everything in it; errors are logged. Instances keep running without.
@@ -490,20 +534,36 @@ impl Domain {
         }
         self.dns.remove_zone(id);
         let Some(network) = self.networks.remove(id) else { return };
-        let Some(standing) = network.standing else { return };
-        info!("removing network network={id}");
-        if let Err(err) = self.firewall.remove(&network_share(&standing.bridge)) {
+        if let Some(Standing { bridge, index, vlan, .. }) = network.standing {
+            info!("removing network network={id}");
+            let links: Vec<Index> = vlan.into_iter().chain([index]).collect();
+            return self.remove_remains(id, &links, &bridge);
+        }
+        // It may have stood before it could not be made again.
+        let links = match rtnl::links(&mut self.links) {
+            Ok(links) => links,
+            Err(err) => return error!("cannot list links network={id} err={}", chain(&err)),
+        };
+        let alias = naming::network_alias(id);
+        for link in links.iter().filter(|link| link.alias == alias) {
+            if let Ok(name) = LinkName::try_from(link.name.as_str()) {
+                self.remove_remains(id, &[link.index], &name);
+            }
+        }
+    }
+
+    /// Removes links of a network and what its bridge has in the rules; errors are logged.
+    fn remove_remains(&mut self, id: &NetworkId, links: &[Index], bridge: &LinkName) {
+        if let Err(err) = self.firewall.remove(&network_share(bridge)) {
             error!("cannot remove rules of network network={id} err={}", chain(&err));
         }
-        let links: Vec<Index> = standing.vlan.into_iter().chain([standing.index]).collect();
-        self.delete_links(&links);
+        self.delete_links(links);
     }
 
     /// After its last instance has gone: a network that is not listed goes, too.
     pub(super) fn remove_if_done(&mut self, id: &NetworkId) {
-        let in_use = self.instances.values().any(|instance| instance.network == *id);
         let listed = self.networks.get(id).is_none_or(|network| network.role == Role::Listed);
-        if !in_use && !listed {
+        if !self.is_in_use(id) && !listed {
             self.remove_network(id);
         }
     }

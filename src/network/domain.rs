@@ -159,6 +159,8 @@ pub(super) struct Attached {
 #[derive(Clone, Debug)]
 pub(super) struct Wired {
     pub(super) address: Ipv4Addr,
+    /// Where its default route leads.
+    pub(super) gateway: Ipv4Addr,
     pub(super) veth: Index,
     pub(super) share: Share,
 }

@@ -45,11 +45,14 @@ impl Domain {
         }))
     }
 
-    /// The name servers of an instance have changed. In place: the file is a lower layer of a
+    /// The name servers of an instance may have changed. In place: the file is a lower layer of a
     /// mounted overlay.
     pub(super) fn rewrite_resolv_conf(&self, id: &InstanceId, instance: &Attached) {
         let text = self.resolv_conf(&instance.network, &instance.dns_servers);
         let path = instance.etc_dir.join("resolv.conf");
+        if std::fs::read_to_string(&path).is_ok_and(|present| present == text) {
+            return;
+        }
         if let Err(err) = sys::fs::write_plain(&path, text.as_bytes(), FILE_MODE) {
             error!("cannot rewrite {} instance={id} err={err}", path.display());
         }

@@ -38,6 +38,7 @@ mod notices;
 mod packet;
 mod plan;
 mod reference;
+mod rejoin;
 mod rtnl;
 mod rules;
 mod settings;

@@ -68,6 +68,11 @@ pub(super) fn mac(address: Ipv4Addr) -> Mac {
     [0x0a, 0xa0, a, b, c, d]
 }
 
+/// It was made by `mac`, from some address.
+pub(super) fn is_own_mac(mac: Mac) -> bool {
+    mac.starts_with(&[0x0a, 0xa0])
+}
+
 /// Only such an id may become the name of a file or of an interface.
 pub(super) fn is_plain(text: &str) -> bool {
     !text.is_empty()

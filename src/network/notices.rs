@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use libc::sock_filter;
-use log::{debug, error, info, warn};
+use log::{debug, error, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
@@ -20,10 +20,10 @@ use super::domain::{Bridged, Domain, chain};
 use super::error::Error;
 use super::filter;
 use super::listing::{self, Count};
-use super::rtnl::{self, INSTANCE_INTERFACE, Index, LINK_GROUP, Link};
+use super::rtnl::{self, Index, LINK_GROUP, Link};
 use super::rules::TABLE;
 use super::wire::{self, Messages};
-use crate::model::id::{InstanceId, NetworkId};
+use crate::model::id::NetworkId;
 use crate::sys::is_errno;
 use crate::sys::netlink::{Family, Netlink};
 
@@ -241,50 +241,6 @@ impl Domain {
         }
     }
 
-    /// Changes VLAN, bridge and both ends of all links of its instances.
-    pub(super) fn set_mtu(&mut self, id: &NetworkId, mtu: u32) {
-        let Some(network) = self.networks.get_mut(id) else { return };
-        let Some(standing) = &mut network.standing else { return };
-        if std::mem::replace(&mut standing.mtu, mtu) != mtu {
-            info!("network gets another MTU network={id} mtu={mtu}");
-        }
-        let mut messages = Messages::new();
-        for index in standing.vlan.into_iter().chain([standing.index]) {
-            rtnl::set_mtu(&mut messages, index, mtu);
-        }
-        if let Err(err) = self.links.execute(&mut messages) {
-            error!("cannot change MTU of network network={id} err={}", chain(&err));
-        }
-        for (instance, veth) in self.wired_in(id) {
-            self.set_instance_mtu(&instance, veth, mtu);
-        }
-    }
-
-    /// Both ends of one link; errors are logged.
-    pub(super) fn set_instance_mtu(&mut self, id: &InstanceId, veth: Index, mtu: u32) {
-        let mut messages = Messages::new();
-        rtnl::set_mtu(&mut messages, veth, mtu);
-        let outside = self.links.execute(&mut messages);
-        let inside = self.enter(id, |channel| {
-            let links = rtnl::links(channel)?;
-            let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
-            let mut messages = Messages::new();
-            link.iter().for_each(|link| rtnl::set_mtu(&mut messages, link.index, mtu));
-            channel.execute(&mut messages)
-        });
-        if let Err(err) = outside.and(inside.and_then(|result| result)) {
-            error!("cannot change MTU of instance instance={id} err={}", chain(&err));
-        }
-    }
-
-    /// Host ends of the links of a network.
-    fn wired_in(&self, network: &NetworkId) -> Vec<(InstanceId, Index)> {
-        let inside = self.instances.iter().filter(|(_, instance)| instance.network == *network);
-        inside
-            .filter_map(|(id, instance)| Some((id.clone(), instance.wired.as_ref()?.veth)))
-            .collect()
-    }
-
     fn doubt_missing_vlans(&mut self) {
         let unsupported = !self.caps.vlan;
         for network in self.networks.values_mut() {
@@ -296,32 +252,17 @@ impl Domain {
         }
     }
 
-    /// Makes networks anew that do not stand, with the instances that are in them.
+    /// Makes networks anew that do not stand.
     pub(super) fn raise_doubtful(&mut self, now: Duration) {
         let due = |network: &Bridged| network.standing.is_none() && network.retry_at <= now;
         let doubtful = self.networks.iter().filter(|(_, network)| due(network));
         let doubtful: Vec<NetworkId> = doubtful.map(|(id, _)| id.clone()).collect();
         for id in doubtful {
-            let standing = match self.raise_network(&id) {
-                Ok(standing) => standing,
-                Err(err) => {
-                    warn!("cannot set up network network={id} err={}", chain(&err));
-                    if let Some(network) = self.networks.get_mut(&id) {
-                        network.put_off(now);
-                    }
-                    continue;
+            if let Err(err) = self.raise_network(&id) {
+                warn!("cannot set up network network={id} err={}", chain(&err));
+                if let Some(network) = self.networks.get_mut(&id) {
+                    network.put_off(now);
                 }
-            };
-            let mut messages = Messages::new();
-            for (_, veth) in self.wired_in(&id) {
-                rtnl::enslave(&mut messages, veth, standing.index);
-                rtnl::set_hairpin(&mut messages, veth);
-            }
-            if let Err(err) = self.links.execute(&mut messages) {
-                error!("cannot put instances back network={id} err={}", chain(&err));
-            }
-            if !self.wired_in(&id).is_empty() {
-                self.set_mtu(&id, standing.mtu);
             }
         }
     }

@@ -139,6 +139,14 @@ impl Wanted {
     pub(super) fn wants_vlan(&self) -> bool {
         (1..=MAX_VLAN_ID).contains(&self.vlan_id)
     }
+
+    /// Another network has addresses of this one.
+    pub(super) fn overlap(&self, other: &Self) -> Error {
+        Error::Overlap {
+            subnet: self.subnet.to_string(),
+            other: format!("network {} with {}", other.id, other.subnet),
+        }
+    }
 }
 
 fn check_network_id(id: &NetworkId) -> Result<(), Error> {
@@ -156,28 +164,32 @@ fn check_network_id(id: &NetworkId) -> Result<(), Error> {
 }
 
 /// The valid networks of a list, the last one of each id, and the reasons why others are not.
-pub(super) fn check_networks(list: &[NetworkParams]) -> (Vec<Wanted>, Vec<(NetworkId, Error)>) {
+/// `stands`: who has these addresses already keeps them.
+pub(super) fn check_networks(
+    list: &[NetworkParams],
+    stands: impl Fn(&Wanted) -> bool,
+) -> (Vec<Wanted>, Vec<(NetworkId, Error)>) {
     let mut newest: BTreeMap<&NetworkId, &NetworkParams> = BTreeMap::new();
     for params in list {
         newest.insert(&params.id, params);
     }
-    let (mut wanted, mut failed): (Vec<Wanted>, Vec<(NetworkId, Error)>) = (vec![], vec![]);
+    let (mut sound, mut failed): (Vec<Wanted>, Vec<(NetworkId, Error)>) = (vec![], vec![]);
     for (id, params) in newest {
-        let checked = Wanted::check(params).and_then(|network| {
-            if wanted.len() == MAX_NETWORKS {
-                return Err(Error::invalid("networks", id.as_str(), "are more than 256"));
-            }
-            match wanted.iter().find(|other| other.subnet.overlaps(&network.subnet)) {
-                None => Ok(network),
-                Some(other) => Err(Error::Overlap {
-                    subnet: network.subnet.to_string(),
-                    other: format!("network {} with {}", other.id, other.subnet),
-                }),
-            }
-        });
-        match checked {
-            Ok(network) => wanted.push(network),
+        match Wanted::check(params) {
+            Ok(network) => sound.push(network),
             Err(error) => failed.push((id.clone(), error)),
+        }
+    }
+    sound.sort_by_key(|network| !stands(network));
+    let mut wanted: Vec<Wanted> = Vec::new();
+    for network in sound {
+        let id = network.id.clone();
+        if wanted.len() == MAX_NETWORKS {
+            failed.push((id.clone(), Error::invalid("networks", id.as_str(), "are more than 256")));
+        } else if let Some(other) = wanted.iter().find(|o| o.subnet.overlaps(&network.subnet)) {
+            failed.push((id, network.overlap(other)));
+        } else {
+            wanted.push(network);
         }
     }
     (wanted, failed)

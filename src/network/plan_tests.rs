@@ -86,7 +86,7 @@ fn addresses_in_a_subnet() {
 #[test]
 fn lists_of_networks() {
     let check = |list: &[NetworkParams], good: &[&str], bad: &[(&str, &str)]| {
-        let (wanted, failed) = check_networks(list);
+        let (wanted, failed) = check_networks(list, |_| false);
         let names: Vec<String> = wanted.iter().map(|w| format!("{} {}", w.id, w.gateway)).collect();
         assert_eq!(names, good);
         let reasons: Vec<(&str, String)> =
@@ -121,6 +121,15 @@ fn lists_of_networks() {
 }
 
 #[test]
+fn who_has_the_addresses_keeps_them() {
+    let list =
+        [params("a", "172.17.0.0/16", "172.17.0.1"), params("b", "172.17.4.0/24", "172.17.4.1")];
+    let (wanted, failed) = check_networks(&list, |network| network.id.as_str() == "b");
+    assert_eq!((wanted[0].id.as_str(), failed[0].0.as_str()), ("b", "a"));
+    assert!(failed[0].1.to_string().contains("overlaps network b with 172.17.4.0/24"));
+}
+
+#[test]
 fn no_more_networks_than_the_limit() {
     let list: Vec<NetworkParams> = (0..=MAX_NETWORKS)
         .map(|n| {
@@ -128,7 +137,7 @@ fn no_more_networks_than_the_limit() {
             params(&format!("n{n:03}"), &format!("{base}.0/24"), &format!("{base}.1"))
         })
         .collect();
-    let (wanted, failed) = check_networks(&list);
+    let (wanted, failed) = check_networks(&list, |_| false);
     assert_eq!((wanted.len(), failed.len()), (MAX_NETWORKS, 1));
 }
 

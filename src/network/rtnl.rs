@@ -194,6 +194,13 @@ pub(super) fn set_alias(messages: &mut Messages, index: Index, alias: &str) {
     });
 }
 
+pub(super) fn set_mac(messages: &mut Messages, index: Index, mac: Mac) {
+    messages.add("set Ethernet address", RTM_SETLINK, channel::REQUEST, |p| {
+        link_header(p, AF_UNSPEC, index, 0, 0);
+        p.attribute(IFLA_ADDRESS, &mac);
+    });
+}
+
 /// Lets an instance reach its own address through the bridge.
 pub(super) fn set_hairpin(messages: &mut Messages, index: Index) {
     messages.add("set hairpin", RTM_SETLINK, channel::REQUEST, |p| {
@@ -341,6 +348,8 @@ pub(super) struct Link {
     pub(super) vlan_id: u16,
     /// `LINK_GROUP` = ours, 0 = that of nobody in particular.
     pub(super) group: u32,
+    /// Zeros = it has none of this length.
+    pub(super) mac: Mac,
 }
 
 /// All links of the namespace of the channel.
@@ -368,6 +377,7 @@ pub(super) fn parse_link(message: &Message<'_>) -> Option<Link> {
             IFLA_LINK => link.parent = wire::read_u32(value, 0)?,
             IFLA_MASTER => link.master = wire::read_u32(value, 0)?,
             IFLA_GROUP => link.group = wire::read_u32(value, 0)?,
+            IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
             IFLA_LINKINFO => {
                 let kind = wire::find(value, IFLA_INFO_KIND).map(wire::text);
                 link.kind = kind.unwrap_or_default().to_owned();

@@ -9,6 +9,7 @@ mod faults;
 mod ipv6;
 mod life;
 mod limits;
+mod networks;
 mod peer;
 mod reach;
 mod rig;

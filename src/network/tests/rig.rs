@@ -461,6 +461,14 @@ impl Rig {
         Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
     }
 
+    /// Somebody gives a link another address.
+    pub(super) fn add_address(&self, index: u32, address: Ipv4Addr, prefix: u8) {
+        let mut messages = Messages::new();
+        let address = LinkAddress { index, address, prefix };
+        rtnl::new_address(&mut messages, &address, Ipv4Addr::BROADCAST);
+        Channel::open(Family::Route).unwrap().execute(&mut messages).unwrap();
+    }
+
     pub(super) fn delete_link(&self, index: u32) {
         let mut messages = Messages::new();
         rtnl::delete_link(&mut messages, index);
