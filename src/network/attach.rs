@@ -184,9 +184,9 @@ impl Domain {
     }
 
     fn remember(&mut self, attachment: Attachment, wired: Option<Wired>) {
-        let Attachment { id, network, names, dns_servers, etc_dir, .. } = attachment;
+        let Attachment { id, ident, network, names, dns_servers, etc_dir, .. } = attachment;
         if let Some(wired) = &wired {
-            let record = Record { address: wired.address, servers: dns_servers.clone() };
+            let record = Record { ident, address: wired.address, servers: dns_servers.clone() };
             self.dns.add(&network, &id, &names, record);
         }
         self.instances.insert(id, Attached { network, wired, names, dns_servers, etc_dir });

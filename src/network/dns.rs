@@ -27,7 +27,7 @@ use self::tcp::{Connection, MAX_CONNECTIONS, MAX_OF_ONE, Turn};
 use super::naming::LinkName;
 use super::packet::{self, Answer, Query, Unfit};
 use super::plan::MAX_SERVERS;
-use crate::model::id::{InstanceId, NetworkId};
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
 use crate::sys::random;
 
 /// Upstream queries at one time.
@@ -82,6 +82,7 @@ struct Zone {
 /// Names of one instance.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Record {
+    pub(super) ident: InstanceIdent,
     pub(super) address: Ipv4Addr,
     /// Servers that the CM named for it.
     pub(super) servers: Vec<IpAddr>,
@@ -119,6 +120,17 @@ enum Found {
     Here(Option<Answer>),
     /// Perhaps upstream; `known_domain` = it lies in the domain of a network of this node.
     Upstream { known_domain: bool },
+}
+
+impl Zone {
+    /// The address of the instance that has this canonical name. Its host name and its id are for
+    /// its own network.
+    fn canonical(&self, name: &str) -> Option<Ipv4Addr> {
+        let address = *self.names.get(name)?;
+        let owner = self.records.values().find(|record| record.address == address)?;
+        let mut canonical = super::names::canonical(&owner.ident);
+        canonical.any(|own| own.eq_ignore_ascii_case(name)).then_some(address)
+    }
 }
 
 impl Dns {
@@ -566,15 +578,14 @@ impl Dns {
         }
     }
 
-    /// All servers are silent: perhaps the node of the CM restarts. The name may be one of another
-    /// network of this node; else the query has failed.
+    /// All servers are silent: perhaps the node of the CM restarts. The name may be one that the CM
+    /// would have found in another network of this node; else the query has failed.
     fn answer_without_servers(&self, zone: &NetworkId, packet: &[u8]) -> Vec<u8> {
         let Ok(query) = packet::parse(packet) else {
             return packet::bare_refusal(packet, packet::FORMAT_ERROR);
         };
         let mut zones = self.zones.values();
-        let address = zones.find_map(|zone| zone.names.get(query.name.as_str()).copied());
-        let Some(address) = address else {
+        let Some(address) = zones.find_map(|zone| zone.canonical(&query.name)) else {
             debug!("no name server answers network={zone} name={}", query.name);
             return query.refuse(packet::SERVER_FAILURE);
         };

@@ -12,19 +12,23 @@ const MAX_NAME_BYTES: usize = 253;
 const MAX_LABEL_BYTES: usize = 63;
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Names of an instance in their order: host name, `instance.subject.service`, for instance 0 also
-/// `subject.service`, then every name with a dot once more inside its network.
+/// Names by which the CM knows an instance on all nodes: `instance.subject.service`, for instance 0
+/// also `subject.service`.
+pub(super) fn canonical(ident: &InstanceIdent) -> impl Iterator<Item = String> {
+    let InstanceIdent { service_id, subject_id, instance } = ident;
+    let first = (*instance == 0).then(|| format!("{subject_id}.{service_id}"));
+    std::iter::once(format!("{instance}.{subject_id}.{service_id}")).chain(first)
+}
+
+/// Names of an instance in their order: host name, the canonical ones, then every name with a dot
+/// once more inside its network.
 pub(super) fn of_instance(
     ident: &InstanceIdent,
     hostname: Option<&str>,
     network: &NetworkId,
 ) -> Vec<String> {
-    let InstanceIdent { service_id, subject_id, instance } = ident;
     let mut names: Vec<String> = hostname.map(str::to_owned).into_iter().collect();
-    names.push(format!("{instance}.{subject_id}.{service_id}"));
-    if *instance == 0 {
-        names.push(format!("{subject_id}.{service_id}"));
-    }
+    names.extend(canonical(ident));
     let qualified: Vec<String> = names
         .iter()
         .filter(|name| name.contains('.'))

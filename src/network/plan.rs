@@ -13,7 +13,7 @@ use super::error::Error;
 use super::names;
 use super::naming;
 use crate::model::desired::{FirewallRule, NetworkParams};
-use crate::model::id::{InstanceId, NetworkId};
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
 use crate::model::node::Host;
 use crate::ports::NetworkPlan;
 
@@ -207,6 +207,7 @@ pub(super) struct Endpoint {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Attachment {
     pub(super) id: InstanceId,
+    pub(super) ident: InstanceIdent,
     pub(super) network: NetworkId,
     /// `None`: the CM could not prepare a network; the instance gets loopback only.
     pub(super) address: Option<(Subnet, Ipv4Addr)>,
@@ -242,6 +243,7 @@ impl Attachment {
         plan.hosts.iter().try_for_each(names::check_host)?;
         Ok(Self {
             id: plan.id.clone(),
+            ident: plan.ident.clone(),
             network: plan.network_id.clone(),
             address,
             dns_servers: name_servers(&plan.id, &plan.params.dns_servers),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::desired::InstanceNetwork;
-use crate::model::id::{InstanceIdent, ServiceId, SubjectId};
+use crate::model::id::{ServiceId, SubjectId};
 use crate::model::service::Quotas;
 
 fn params(id: &str, subnet: &str, ip: &str) -> NetworkParams {

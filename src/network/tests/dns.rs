@@ -10,12 +10,13 @@ use mio::{Events, Poll};
 
 use super::super::dns::tcp::{MAX_CONNECTIONS, MAX_OF_ONE};
 use super::super::dns::{Dns, MAX_PENDING, Record};
+use super::super::names;
 use super::super::naming::LinkName;
 use super::super::packet::tests::query;
 use super::super::packet::{MAX_QUERY, TYPE_A, TYPE_PTR};
 use super::peer::Peer;
 use super::rig::{OUTSIDE, PATIENCE, Rig, UPLINK, on_a_host};
-use crate::model::id::{InstanceId, NetworkId};
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::mount::bind;
 use crate::sys::thread::spawn;
@@ -337,6 +338,12 @@ fn connections_are_limited_and_bad_ones_end() {
     });
 }
 
+fn record(instance: u64, address: [u8; 4], servers: &[IpAddr]) -> Record {
+    let (service_id, subject_id) = (ServiceId::new("Svc"), SubjectId::new("subj"));
+    let ident = InstanceIdent { service_id, subject_id, instance };
+    Record { ident, address: address.into(), servers: servers.to_vec() }
+}
+
 /// A name server on loopback whose clock the test sets.
 struct Bench {
     dns: Dns,
@@ -350,9 +357,21 @@ impl Bench {
         let mut dns = Dns::new(poll.registry().try_clone().unwrap(), true);
         let zone = NetworkId::new("net1");
         dns.open_zone(&zone, &LinkName::try_from("lo").unwrap(), Ipv4Addr::LOCALHOST);
-        let record = Record { address: [172, 17, 0, 2].into(), servers: servers.to_vec() };
-        dns.add(&zone, &InstanceId::new("i"), &["cam".to_owned()], record);
+        // Its host name looks like a name of another instance.
+        let record = record(0, [172, 17, 0, 2], servers);
+        let names = names::of_instance(&record.ident, Some("9.subj.svc"), &zone);
+        dns.add(&zone, &InstanceId::new("i"), &names, record);
         Self { dns, poll, zone }
+    }
+
+    /// Another network, and somebody in it.
+    fn add_far(&mut self, servers: &[IpAddr]) -> UdpSocket {
+        let (zone, address) = (NetworkId::new("net2"), Ipv4Addr::new(127, 0, 0, 9));
+        self.dns.open_zone(&zone, &LinkName::try_from("lo").unwrap(), address);
+        self.dns.add(&zone, &InstanceId::new("j"), &[], record(1, [172, 18, 0, 2], servers));
+        let far = UdpSocket::bind((address, 0)).unwrap();
+        far.connect((address, 53)).unwrap();
+        far
     }
 
     /// Serves what is there at this time.
@@ -393,24 +412,19 @@ fn silent_servers_are_given_up_in_time() {
         assert!(client.recv(&mut [0; 512]).is_err());
         bench.turn(at(5000));
         assert_eq!(receive(&client).0, 2);
-        // A name that lives in another network is known here, if nobody else can say.
-        client.set_nonblocking(true).unwrap();
-        bench.dns.open_zone(
-            &NetworkId::new("net2"),
-            &LinkName::try_from("lo").unwrap(),
-            [127, 0, 0, 9].into(),
-        );
-        let far = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 9), 0)).unwrap();
-        far.connect((Ipv4Addr::new(127, 0, 0, 9), 53)).unwrap();
-        bench.dns.add(
-            &NetworkId::new("net2"),
-            &InstanceId::new("j"),
-            &[],
-            Record { address: [172, 18, 0, 2].into(), servers: servers.clone() },
-        );
-        far.send(&query(77, "cam", TYPE_A, false)).unwrap();
-        (10..=15).for_each(|second| bench.turn(at(second * 1000)));
-        assert_eq!(receive(&far), (0, 1, [172, 17, 0, 2]));
+        // A name that lives in another network is known here, if nobody else can say; but not one
+        // that only that network knows.
+        let far = bench.add_far(&servers);
+        for (start, name, expect) in [
+            (10, "0.subj.svc", (0, 1, [172, 17, 0, 2])),
+            (20, "SUBJ.svc", (0, 1, [172, 17, 0, 2])),
+            (30, "9.subj.svc", (2, 0, [0, 1, 0, 1])),
+            (40, "i", (2, 0, [0, 1, 0, 1])),
+        ] {
+            far.send(&query(77, name, TYPE_A, false)).unwrap();
+            (start..=start + 5).for_each(|second| bench.turn(at(second * 1000)));
+            assert_eq!(receive(&far), expect, "{name}");
+        }
     });
 }
 
@@ -439,24 +453,13 @@ fn servers_that_cannot_be_asked_are_passed_over() {
         assert_eq!(receive(&client), (0, 0, [7; 4]));
         // The cable is pulled.
         let mut bench = Bench::new(&[nowhere, elsewhere]);
-        bench.dns.open_zone(
-            &NetworkId::new("net2"),
-            &LinkName::try_from("lo").unwrap(),
-            [127, 0, 0, 9].into(),
-        );
-        bench.dns.add(
-            &NetworkId::new("net2"),
-            &InstanceId::new("j"),
-            &["0.subj.svc".to_owned()],
-            Record { address: [172, 18, 0, 2].into(), servers: vec![] },
-        );
+        let far = bench.add_far(&[nowhere, elsewhere]);
         for (name, expect) in
-            [("0.subj.svc", (0, 1, [172, 18, 0, 2])), ("example.com", (2, 0, [0, 1, 0, 1]))]
+            [("0.subj.svc", (0, 1, [172, 17, 0, 2])), ("example.com", (2, 0, [0, 1, 0, 1]))]
         {
-            client.send(&query(77, name, TYPE_A, false)).unwrap();
+            far.send(&query(77, name, TYPE_A, false)).unwrap();
             bench.turn(at(0));
-            client.set_nonblocking(true).unwrap();
-            assert_eq!(receive(&client), expect, "{name}");
+            assert_eq!(receive(&far), expect, "{name}");
         }
     });
 }
