@@ -169,7 +169,7 @@ fn bad_instances() {
         ("+80", "must be 1 to 65535"),
         ("", "must be 1 to 65535"),
         ("90-80", "range ends before it begins"),
-        ("1-1025", "more than 1024 ports"),
+        ("1-1025", "exposed port \"1-1025\": makes more than 1024 ports"),
         ("1-600,700-1300", "more than 1024 ports"),
     ] {
         let plan = plan(|p| p.exposed_ports = vec![port.to_owned()]);
@@ -180,13 +180,20 @@ fn bad_instances() {
         (rule("172.18.0.0/16", "80", "tcp"), "dst_ip"),
         (rule("172.18.0.2", "", "tcp"), "port \"\""),
         (rule("172.18.0.2", "80", "icmp"), "protocol \"icmp\""),
+        (rule("172.18.0.2", "0", ""), "port \"0\": must be 1 to 65535"),
+        (rule("172.18.0.2", "80,", ""), "port \"\": must be 1 to 65535"),
+        (rule("172.18.0.2", "90:80", ""), "port \"90:80\": range ends before it begins"),
+        (rule("172.18.0.2", "1:1025", ""), "dst_port \"1:1025\": makes more than 1024 ports"),
     ] {
         let error = Attachment::check(&plan(|p| p.params.rules = vec![rule])).unwrap_err();
         assert!(error.to_string().contains(expect), "{error}");
     }
     let many = vec![rule("172.18.0.2", "80", "tcp"); MAX_ENDPOINTS + 1];
-    let error = Attachment::check(&plan(|p| p.params.rules = many)).unwrap_err();
-    assert!(error.to_string().contains("more than 1024"), "{error}");
+    let large = ["1-512", "1001-1512", "2000"].map(|ports| rule("172.18.0.2", ports, "tcp"));
+    for rules in [many, large.into()] {
+        let error = Attachment::check(&plan(|p| p.params.rules = rules)).unwrap_err();
+        assert!(error.to_string().contains("more than 1024"), "{error}");
+    }
 }
 
 #[test]
@@ -204,6 +211,14 @@ fn good_instances() {
     assert_eq!(checked.allowed, [(Ipv4Addr::new(172, 18, 0, 2), http)]);
     assert_eq!(checked.dns_servers, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(checked.names[0], "cam");
+    let targets = ["8000:8001", "8001-8002,80"];
+    let rules = targets.map(|ports| rule("172.18.0.2", ports, "udp"));
+    let ranges = Attachment::check(&plan(|p| p.params.rules = rules.into())).unwrap();
+    let ports = ranges.allowed.iter().map(|(_, endpoint)| (endpoint.protocol, endpoint.port));
+    assert_eq!(ports.collect::<Vec<_>>(), [(17, 80), (17, 8000), (17, 8001), (17, 8002)]);
+    let all = vec![rule("172.18.0.2", "1-1000", ""), rule("172.18.0.2", "2001:2024", "")];
+    let all = Attachment::check(&plan(|p| p.params.rules = all)).unwrap();
+    assert_eq!(all.allowed.len(), MAX_ENDPOINTS);
     let exactly = Attachment::check(&plan(|p| p.exposed_ports = vec!["1-1024".to_owned()]));
     assert_eq!(exactly.unwrap().exposed.len(), MAX_ENDPOINTS);
     let nothing = Attachment::check(&plan(|p| p.params = InstanceNetwork::default())).unwrap();

@@ -9,6 +9,7 @@ use super::super::caps::NetCaps;
 use super::super::rtnl::LinkAddress;
 use super::super::rules::Set;
 use super::rig::{OUTSIDE, PATIENCE, Rig, UPLINK, on_a_host, rule, with_caps, with_settings};
+use crate::model::desired::FirewallRule;
 use crate::model::node::Host;
 use crate::ports::Network;
 
@@ -64,7 +65,11 @@ fn networks_are_isolated_but_for_allowed_connections() {
     on_a_host("reach_isolation", |rig: &mut Rig| {
         rig.update(&[NET1, NET2]);
         let mut a = rig.plan("net1", NET1.1, "172.17.0.2", 0);
-        a.params.rules = vec![rule("172.17.0.2", "172.18.0.2", 80)];
+        let range = |dst_port: &str| FirewallRule {
+            dst_port: dst_port.to_owned(),
+            ..rule("172.17.0.2", "172.18.0.2", 0)
+        };
+        a.params.rules = vec![rule("172.17.0.2", "172.18.0.2", 80), range("8000:8001")];
         let a2 = rig.plan("net1", NET1.1, "172.17.0.3", 1);
         let mut b = rig.plan("net2", NET2.1, "172.18.0.2", 2);
         b.exposed_ports = vec!["80/tcp".to_owned()];
@@ -77,7 +82,8 @@ fn networks_are_isolated_but_for_allowed_connections() {
             // The target sees an address of the node in its own network.
             let seen = one.reaches_port(&far, B, 80).unwrap();
             assert_eq!(seen, Ipv4Addr::new(172, 18, 0, 7));
-            one.is_cut_off_from(&far, B, 81);
+            assert!(one.reaches_port(&far, B, 8001).is_ok());
+            [81, 8002].into_iter().for_each(|port| one.is_cut_off_from(&far, B, port));
             other.is_cut_off_from(&far, B, 80);
             far.is_cut_off_from(&one, A, 80);
             // Nothing is left that the next owner of the address could use.
