@@ -150,8 +150,8 @@ impl Place {
         place.net.try_update(vec![params]);
         loop {
             match place.events.recv_timeout(PATIENCE)? {
-                Event::NetworksUpdated { failed } if failed.is_empty() => return Ok(place),
-                Event::NetworksUpdated { failed } => {
+                Event::NetworksUpdated { failed, .. } if failed.is_empty() => return Ok(place),
+                Event::NetworksUpdated { failed, .. } => {
                     return Err(failed[0].1.message.clone().into());
                 }
                 _ => {}

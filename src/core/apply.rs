@@ -48,7 +48,10 @@ impl State {
             Event::Iam(event) => self.iam_event(event),
             Event::Done(done) => self.job_done(now, done),
             Event::Exited { id, pid, exit } => self.exited(now, &id, pid, exit),
-            Event::NetworksUpdated { failed } => self.networks_updated(now, failed),
+            Event::NetworksUpdated { failed, draining } => {
+                self.networks_updated(now, failed, &draining);
+            }
+            Event::NetworkGone(id) => self.networks_left(|leaving| leaving.id != id),
             Event::NetworkReady(id) => self.network_ready(&id),
             Event::Traffic { rows, gone } => self.traffic_counted(rows, gone),
             Event::Alert(alert) => self.alerts.push(alert),
@@ -67,12 +70,18 @@ impl State {
 
     /// No message answers a set of networks: an alert names each one that could not be set up, once
     /// per reason. A start that needs it tries again, and fails with the reason.
-    fn networks_updated(&mut self, now: Now, failed: Vec<(NetworkId, Failure)>) {
+    fn networks_updated(
+        &mut self,
+        now: Now,
+        failed: Vec<(NetworkId, Failure)>,
+        draining: &[NetworkId],
+    ) {
         self.networks_unanswered = self.networks_unanswered.saturating_sub(1);
         if self.networks_unanswered > 0 {
             // Of a set that was replaced meanwhile.
             return;
         }
+        self.networks_left(|leaving| draining.contains(&leaving.id));
         let told = std::mem::take(&mut self.networks_failed);
         for (id, failure) in failed {
             if told.get(&id) != Some(&failure.message) {
@@ -82,6 +91,21 @@ impl State {
             }
             self.networks_failed.insert(id, failure.message);
         }
+    }
+
+    /// Of the networks that are not listed any more, only these still have instances.
+    fn networks_left(&mut self, is_there: impl Fn(&NetworkParams) -> bool) {
+        let before = self.networks_leaving.len();
+        self.networks_leaving.retain(is_there);
+        if self.networks_leaving.len() != before {
+            self.store_networks();
+        }
+    }
+
+    /// Also those that are still needed: after a restart of the daemon they are as they were.
+    fn store_networks(&mut self) {
+        let stored = self.networks.iter().chain(&self.networks_leaving).cloned().collect();
+        self.changes.push(Change::SetNetworks(stored));
     }
 
     /// Instances that could not start without it are tried again.
@@ -132,8 +156,10 @@ impl State {
                 // The CM lists a network once for every service of its provider; the last one counts.
                 let newest: BTreeMap<NetworkId, NetworkParams> =
                     networks.into_iter().map(|network| (network.id.clone(), network)).collect();
+                self.networks_leaving.append(&mut self.networks);
+                self.networks_leaving.retain(|old| !newest.contains_key(&old.id));
                 self.networks = newest.into_values().collect();
-                self.changes.push(Change::SetNetworks(self.networks.clone()));
+                self.store_networks();
                 self.networks_due = true;
             }
             CmCommand::OverrideEnvVars(list) => self.override_env(now, session, list),

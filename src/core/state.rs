@@ -145,6 +145,8 @@ pub struct State {
     pub cloud: Cloud,
     pub packages: Packages,
     pub networks: Vec<NetworkParams>,
+    /// Networks that are not listed any more and may still have instances.
+    pub networks_leaving: Vec<NetworkParams>,
     /// Sets of networks that net has not answered yet, and whether one must be sent.
     pub networks_unanswered: usize,
     pub networks_due: bool,
@@ -258,6 +260,7 @@ impl State {
             packages: Packages::new(stored.services, stored.layers, stored.wanted),
             networks_due: !stored.networks.is_empty(),
             networks: stored.networks,
+            networks_leaving: Vec::new(),
             networks_unanswered: 0,
             networks_failed: BTreeMap::new(),
             networks_kept: false,

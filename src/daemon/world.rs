@@ -160,7 +160,8 @@ impl World {
             Effect::Networks(networks) => {
                 if self.networks.replace(networks).is_some() {
                     // The newest set counts; core waits for an answer to each.
-                    events.push(Event::NetworksUpdated { failed: Vec::new() });
+                    events
+                        .push(Event::NetworksUpdated { failed: Vec::new(), draining: Vec::new() });
                 }
             }
             Effect::ForgetTraffic(mut ids) => self.forgotten.append(&mut ids),

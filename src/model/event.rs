@@ -45,10 +45,14 @@ pub enum Event {
         pid: u32,
         exit: Exit,
     },
-    /// Answer to the newest set of networks: those that could not be set up.
+    /// Answer to the newest set of networks: those that could not be set up, and those that are not
+    /// listed any more but still have instances.
     NetworksUpdated {
         failed: Vec<(NetworkId, Failure)>,
+        draining: Vec<NetworkId>,
     },
+    /// A network does not exist any more.
+    NetworkGone(NetworkId),
     /// A network that could not be set up stands now.
     NetworkReady(NetworkId),
     /// Traffic counters to store, and names of counters to forget.

@@ -89,6 +89,13 @@ impl Domain {
         }
     }
 
+    /// Networks that are no longer listed and still have instances.
+    pub(super) fn draining(&self) -> Vec<NetworkId> {
+        let is_draining = |network: &&Bridged| matches!(network.role, Role::Draining { .. });
+        let draining = self.networks.values().filter(is_draining);
+        draining.map(|network| network.wanted.id.clone()).collect()
+    }
+
     /// Some instance has its link there, or had it in an earlier life and may be adopted yet.
     fn is_in_use(&self, id: &NetworkId) -> bool {
         let standing = self.networks.get(id).and_then(|network| network.standing.as_ref());
@@ -534,6 +541,7 @@ impl Domain {
         }
         self.dns.remove_zone(id);
         let Some(network) = self.networks.remove(id) else { return };
+        self.outbox.push(Event::NetworkGone(id.clone()));
         if let Some(Standing { bridge, index, vlan, .. }) = network.standing {
             info!("removing network network={id}");
             let links: Vec<Index> = vlan.into_iter().chain([index]).collect();

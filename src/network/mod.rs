@@ -406,7 +406,8 @@ impl NetThread {
                 let failed = self.domain.update_networks(&list);
                 let failed = failed.into_iter().map(|(id, err)| (id, err.into())).collect();
                 // A core that is gone ends this thread soon as well.
-                let _ = events.send(Event::NetworksUpdated { failed });
+                let draining = self.domain.draining();
+                let _ = events.send(Event::NetworksUpdated { failed, draining });
             }
             NetRequest::Keep(instances) => self.domain.keep(&instances),
             NetRequest::Forget(instances) => self.domain.ledger.forget(&instances),

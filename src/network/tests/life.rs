@@ -369,11 +369,14 @@ fn a_removed_network_drains() {
         rig.net.attach(&a).unwrap();
         rig.net.attach(&b).unwrap();
         assert!(rig.update(&[]).is_empty());
+        assert_eq!(rig.draining(), [NetworkId::new("net1")]);
         assert!(rig.instance(&a).reaches(&rig.instance(&b), A2).is_ok());
         rig.net.detach(&a.id).unwrap();
         assert_eq!(rig.keys(Set::Bridges), 1);
+        assert_eq!(rig.draining().len(), 1);
         rig.net.detach(&b.id).unwrap();
         rig.wait_for_links(&[]);
+        assert!(rig.draining().is_empty());
         // Listed again in time, it stays.
         rig.update(&[NET1]);
         rig.net.attach(&a).unwrap();

@@ -59,6 +59,8 @@ pub(super) struct Rig {
     alerts: RefCell<Vec<String>>,
     /// Networks that stand at last.
     ready: RefCell<Vec<NetworkId>>,
+    /// Networks that are not listed and still there.
+    draining: RefCell<Vec<NetworkId>>,
     caps: Option<NetCaps>,
     /// How far the wall clock of the thread is ahead, in milliseconds.
     ahead_ms: Arc<AtomicI64>,
@@ -164,6 +166,7 @@ impl Rig {
             gone: RefCell::default(),
             alerts: RefCell::default(),
             ready: RefCell::default(),
+            draining: RefCell::default(),
             caps,
             host: HostNs::open().unwrap(),
             net,
@@ -218,6 +221,7 @@ impl Rig {
                 self.alerts.borrow_mut().push(message);
             }
             Event::NetworkReady(id) => self.ready.borrow_mut().push(id),
+            Event::NetworkGone(id) => self.draining.borrow_mut().retain(|other| *other != id),
             other => panic!("{other:?}"),
         }
     }
@@ -270,6 +274,12 @@ impl Rig {
         self.ready.borrow().clone()
     }
 
+    /// Networks that are not listed and still there, by what core hears.
+    pub(super) fn draining(&self) -> Vec<NetworkId> {
+        self.take_rows();
+        self.draining.borrow().clone()
+    }
+
     /// Number of the last change of nf_tables.
     pub(super) fn generation(&self) -> u32 {
         let mut channel = Channel::open(Family::Netfilter).unwrap();
@@ -309,7 +319,10 @@ impl Rig {
         assert!(self.net.try_update(list));
         loop {
             match self.events.recv_timeout(PATIENCE).unwrap() {
-                Event::NetworksUpdated { failed } => return failed,
+                Event::NetworksUpdated { failed, draining } => {
+                    *self.draining.borrow_mut() = draining;
+                    return failed;
+                }
                 other => self.note(other),
             }
         }

@@ -119,6 +119,34 @@ fn the_last_entry_of_a_network_counts() {
     assert_eq!(unit.rows.networks, [new, other]);
 }
 
+/// After a restart of the daemon instances still have their network as it was.
+#[test]
+fn a_network_is_stored_until_its_last_instance_has_gone() {
+    let mut unit = Unit::started(6);
+    let network = |id: &str| NetworkParams {
+        id: NetworkId::new(id),
+        subnet: "172.17.0.0/16".into(),
+        ip: "172.17.0.1".into(),
+        vlan_id: 300,
+    };
+    let [a, b, c] = ["a", "b", "c"].map(network);
+    unit.command(CmCommand::UpdateNetworks(vec![a.clone(), b.clone(), c.clone()]));
+    unit.settle();
+    unit.draining = vec![a.id.clone(), b.id.clone()];
+    unit.command(CmCommand::UpdateNetworks(vec![c.clone()]));
+    assert_eq!(unit.rows.networks, [c.clone(), a.clone(), b.clone()], "net has not answered");
+    unit.settle();
+    assert_eq!(unit.rows.networks, [c.clone(), a.clone(), b.clone()]);
+    unit.event(Event::NetworkGone(b.id.clone()));
+    assert_eq!(unit.rows.networks, [c.clone(), a.clone()]);
+    // One that is listed again is not left any more, whatever is heard of an earlier end.
+    unit.draining.clear();
+    unit.command(CmCommand::UpdateNetworks(vec![a.clone()]));
+    unit.settle();
+    unit.event(Event::NetworkGone(a.id.clone()));
+    assert_eq!(unit.rows.networks, [a]);
+}
+
 /// The cause goes away by itself, and nobody sends anything.
 #[test]
 fn instances_of_a_network_that_comes_later_start() {

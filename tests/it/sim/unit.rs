@@ -27,6 +27,8 @@ use super::rows;
 pub struct Unit {
     pub host: Arc<Host>,
     pub rows: Snapshot,
+    /// Networks that net still has although the CM lists them no more.
+    pub draining: Vec<NetworkId>,
     pub policy: Policy,
     pub now: Now,
     pub reports: Vec<CmReport>,
@@ -92,6 +94,7 @@ impl Unit {
         Self {
             host,
             rows: Snapshot::default(),
+            draining: Vec::new(),
             policy: Policy::default(),
             now,
             reports: Vec::new(),
@@ -334,7 +337,8 @@ impl Unit {
             }
             2 => {
                 self.network_answers -= 1;
-                self.event(Event::NetworksUpdated { failed: self.host.bad_networks() });
+                let (failed, draining) = (self.host.bad_networks(), self.draining.clone());
+                self.event(Event::NetworksUpdated { failed, draining });
             }
             3 => self.iam_answer(),
             _ => {
