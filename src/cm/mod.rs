@@ -71,7 +71,8 @@ const JITTER_PERCENT: u32 = 20;
 pub enum CmRxCommand {
     /// The certificate may be another one; a stream that uses the same goes on.
     Reconnect,
-    /// Something meant for the stream was lost: begin a new one, which gets the full picture.
+    /// Something meant for the stream was lost, or it is registered as another node: begin a new
+    /// one, which gets the full picture.
     Resynchronise,
     Stop,
 }
@@ -375,7 +376,7 @@ impl Receiving {
                     renewal = Some(self.certs.certificate());
                 }
                 Woken::Command(CmRxCommand::Resynchronise) => {
-                    return End::wanted("a message for the CM was lost, begin anew");
+                    return End::wanted("the CM does not know the newest of this node");
                 }
                 Woken::Command(CmRxCommand::Stop) | Woken::Closed => return End::Stop,
             }

@@ -17,6 +17,7 @@ use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceKey};
 use crate::model::job::{
     Found, JobDone, LimiterState, Record, StartKind, Started, StopOutcome, StopScope,
 };
+use crate::model::node::NodeInfo;
 use crate::model::status::{AlertPayload, CmReport, ErrorInfo};
 use crate::model::store::{Change, StoredInstance};
 use crate::model::traffic::TrafficRow;
@@ -289,14 +290,7 @@ impl State {
 
     fn iam_event(&mut self, event: IamEvent) {
         match event {
-            IamEvent::NodeInfo(node) => {
-                if self.node.as_ref() != Some(&node) {
-                    self.changes.push(Change::SetNodeInfo(node.clone()));
-                    self.node = Some(node);
-                    self.node_info_due = true;
-                    self.stale_goals = true;
-                }
-            }
+            IamEvent::NodeInfo(node) => self.node_info(node),
             IamEvent::CertChanged => self.reconnect_due = true,
             IamEvent::Up { restarted } => {
                 self.iam_up = true;
@@ -310,6 +304,21 @@ impl State {
             IamEvent::Registered { id, ask, result } => self.registered(&id, ask, result),
             IamEvent::Unregistered { ask, done } => self.unregistered(ask, done),
         }
+    }
+
+    /// A stream stays what it was registered as, so that another node needs another one.
+    fn node_info(&mut self, node: NodeInfo) {
+        if self.node.as_ref() == Some(&node) {
+            return;
+        }
+        self.resynchronise_due |= self.cm.registered
+            && self.node.as_ref().is_some_and(|old| {
+                (&old.node_id, &old.node_type) != (&node.node_id, &node.node_type)
+            });
+        self.changes.push(Change::SetNodeInfo(node.clone()));
+        self.node = Some(node);
+        self.node_info_due = true;
+        self.stale_goals = true;
     }
 
     fn job_done(&mut self, now: Now, done: JobDone) {

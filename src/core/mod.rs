@@ -66,6 +66,8 @@ pub enum Effect {
     },
     /// New connection to the CM with the newest certificate.
     Reconnect,
+    /// New connection to the CM, whatever the certificate: what it knows of the node is wrong.
+    Resynchronise,
     Report(Session, CmReport),
     /// The monitor answers the CM itself.
     Average(Session),

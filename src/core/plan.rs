@@ -79,6 +79,9 @@ impl State {
         if std::mem::take(&mut self.reconnect_due) {
             effects.push(Effect::Reconnect);
         }
+        if std::mem::take(&mut self.resynchronise_due) {
+            effects.push(Effect::Resynchronise);
+        }
         if std::mem::take(&mut self.node_info_due)
             && let Some(node) = &self.node
         {

@@ -191,6 +191,7 @@ pub struct State {
     pub changes: Vec<Change>,
     /// Events that plan turns into effects without a decision.
     pub reconnect_due: bool,
+    pub resynchronise_due: bool,
     pub node_info_due: bool,
     pub node_rules_due: bool,
     /// The devices of the node configuration are to be looked up on this host.
@@ -287,6 +288,7 @@ impl State {
             lives: Vec::new(),
             changes,
             reconnect_due: false,
+            resynchronise_due: false,
             node_rules_due: true,
             validation_due: true,
             disks_asked: None,

@@ -92,6 +92,8 @@ pub(super) struct World {
     /// Instances whose traffic net is still to forget.
     forgotten: Vec<InstanceId>,
     pong_due: bool,
+    /// cm-rx is still to be told that the stream is of no use any more.
+    begin_anew: bool,
     deltas: Deltas,
 }
 
@@ -128,6 +130,7 @@ impl World {
             networks: None,
             forgotten: Vec::new(),
             pong_due: false,
+            begin_anew: false,
             deltas: Deltas::default(),
         }
     }
@@ -172,9 +175,11 @@ impl World {
                 // A full inbox holds an order to begin anew already.
                 let _ = parts.cm_rx.try_send(CmRxCommand::Reconnect);
             }
+            Effect::Resynchronise => self.begin_anew = true,
             Effect::Report(session, report) => self.report(session, report),
             Effect::Average(session) => {
-                self.answer(parts.monitor.try_send(MonitorCommand::Average { session }).is_ok())
+                let asked = parts.monitor.try_send(MonitorCommand::Average { session });
+                self.answer(asked.is_ok());
             }
             Effect::Log(session, request) => self.log(session, request),
             Effect::ContainerStarted { id, pid } => {
@@ -255,6 +260,9 @@ impl World {
         if self.pong_due {
             self.pong_due = !parts.main.pong();
         }
+        if self.begin_anew {
+            self.begin_anew = parts.cm_rx.try_send(CmRxCommand::Resynchronise).is_err();
+        }
         if let Some(networks) = self.networks.take()
             && !parts.net.try_update(networks.clone())
         {
@@ -277,6 +285,7 @@ impl World {
 
     fn has_backlog(&self) -> bool {
         self.pong_due
+            || self.begin_anew
             || !self.deltas.is_empty()
             || self.networks.is_some()
             || !self.forgotten.is_empty()
@@ -298,7 +307,8 @@ impl World {
             }
             _ => {}
         }
-        self.answer(self.parts.cm_tx.try_send(CmTxCommand::Report { session, report }).is_ok());
+        let command = CmTxCommand::Report { session, report };
+        self.answer(self.parts.cm_tx.try_send(command).is_ok());
     }
 
     /// Statuses are merged while the stream is slow, not queued.
@@ -314,13 +324,13 @@ impl World {
     }
 
     /// A message that the CM waits for, or that changes its picture, must not be lost silently.
-    fn answer(&self, queued: bool) {
+    fn answer(&mut self, queued: bool) {
         if !queued {
             log::error!(
                 target: DELIVERY,
                 "a message for the CM cannot be queued, the connection begins anew"
             );
-            let _ = self.parts.cm_rx.try_send(CmRxCommand::Resynchronise);
+            self.begin_anew = true;
         }
     }
 

@@ -65,6 +65,24 @@ fn nothing_is_sent_before_the_node_is_known() {
 }
 
 #[test]
+fn a_node_that_becomes_another_one_registers_anew() {
+    let mut unit = Unit::started(12);
+    let mut tell = |id: &str, node_type: &str, max_dmips: u64| {
+        let (node_id, node_type) = (id.into(), node_type.into());
+        let node = NodeInfo { node_id, node_type, max_dmips, ..NodeInfo::default() };
+        unit.event(Event::Iam(IamEvent::NodeInfo(node)));
+        std::mem::take(&mut unit.new_streams)
+    };
+    assert_eq!(tell("node", "main", 7), 0, "nothing that a registration tells");
+    assert_eq!(tell("other", "main", 7), 1);
+    assert_eq!(tell("other", "main", 7), 0);
+    assert_eq!(tell("other", "secondary", 7), 1);
+    unit.disconnect();
+    unit.event(Event::Iam(IamEvent::NodeInfo(NodeInfo::default())));
+    assert_eq!(unit.new_streams, 0, "there is no stream");
+}
+
+#[test]
 fn a_known_node_registers_without_iam() {
     let mut unit = running(4, &[("a", "1")]);
     unit.iam_up = false;

@@ -52,6 +52,8 @@ pub struct Unit {
     /// What the monitor watches.
     pub watched: BTreeSet<InstanceId>,
     pub signals: Vec<(InstanceId, i32)>,
+    /// How often the stream to the CM was to begin anew.
+    pub new_streams: u32,
     pub node_config: NodeConfigState,
     /// Deadlines further away than this do not hold `settle`.
     pub patience: Duration,
@@ -110,6 +112,7 @@ impl Unit {
             device_faults: Vec::new(),
             watched: BTreeSet::new(),
             signals: Vec::new(),
+            new_streams: 0,
             node_config: NodeConfigState::default(),
             patience: Duration::from_secs(60),
             dies_after_effects: None,
@@ -257,6 +260,7 @@ impl Unit {
             Effect::Networks(_) => self.network_answers += 1,
             Effect::Iam(command) => self.ask_iam(command),
             Effect::Signal { id, signal } => self.signals.push((id, signal)),
+            Effect::Resynchronise => self.new_streams += 1,
             Effect::Report(_, report) => self.reports.push(report),
             Effect::NodeConfig(work) => events.push(self.set_config(work)),
             Effect::ValidateDevices(_) => {
