@@ -452,9 +452,10 @@ impl Packages {
         }
     }
 
-    /// Whether the image directories are to be tidied before anything else is installed.
+    /// Whether the image directories are to be tidied, which is told once.
     pub fn take_tidy_due(&mut self) -> bool {
-        std::mem::take(&mut self.tidy_due)
+        // What is being installed has no row yet and would be removed right after.
+        self.installing.is_none() && std::mem::take(&mut self.tidy_due)
     }
 
     /// Which packages without a row may be installed once more.

@@ -23,6 +23,29 @@ fn a_server_that_comes_back_is_waited_for_in_silence() {
 }
 
 #[test]
+fn what_the_first_request_installs_outlives_the_tidying_of_the_survey() {
+    for seed in 70..80 {
+        let mut unit = Unit::new(seed);
+        unit.exec_up = false;
+        unit.boot();
+        unit.connect();
+        unit.run(request(&[("a", "1.0.0"), ("b", "1.0.0")]));
+        while !unit.is_installing() && unit.step() {}
+        unit.exec_up = true;
+        unit.fetch_up = false;
+        while unit.step() {}
+        unit.fetch_up = true;
+        unit.settle();
+        unit.kill();
+        unit.boot();
+        unit.connect();
+        unit.settle();
+        assert_eq!(unit.full_status()["a"], "active 1.0.0", "{seed}");
+        assert_eq!(unit.full_status()["b"], "active 1.0.0", "{seed}");
+    }
+}
+
+#[test]
 fn after_five_attempts_the_next_request_is_waited_for() {
     let mut unit = Unit::started(32);
     unit.patience = Duration::from_secs(300);
