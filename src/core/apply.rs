@@ -63,7 +63,11 @@ impl State {
             Event::Reload => self.validation_due = true,
             Event::LookAtDisks(paths) => self.disks_asked = Some(paths),
             Event::AlertPosition(text) => self.alert_position = Some(text),
-            Event::ClockChanged => self.stale_goals = true,
+            Event::ClockChanged => {
+                // After a crash the difference to the stored time counts as time without power.
+                self.store_offline(now);
+                self.stale_goals = true;
+            }
             Event::Ping => self.pong_due = true,
             Event::Stop => self.stop(now),
         }

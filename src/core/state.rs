@@ -24,6 +24,9 @@ use crate::model::store::{Change, Offline, Snapshot};
 /// depends on it.
 pub(crate) const ONLINE_STORE_PERIOD: Duration = Duration::from_secs(3600);
 
+/// A wall clock before this time, 2020-01-01 in milliseconds, has not been set since the boot.
+pub(crate) const CLOCK_SET_MS: i64 = 1_577_836_800_000;
+
 /// When an instance counts as active (D3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum StartVerdict {
@@ -348,10 +351,12 @@ impl State {
     }
 }
 
-/// The stored offline time, plus the power-off if the wall clock is plausible.
+/// The stored offline time, plus the power-off if the wall clock is plausible now and was so when
+/// the row was written.
 fn offline_since(stored: Option<Offline>, boot: Duration, wall_ms: i64) -> Cloud {
     let accumulated = stored.map_or(0, |row| {
-        let off = wall_ms.saturating_sub(row.at_ms).max(0);
+        let was_set = row.at_ms >= CLOCK_SET_MS;
+        let off = if was_set { wall_ms.saturating_sub(row.at_ms).max(0) } else { 0 };
         if row.online {
             // The row tells of the cloud being there only so often.
             let period = i64::try_from(ONLINE_STORE_PERIOD.as_millis()).unwrap_or(i64::MAX);

@@ -98,6 +98,41 @@ fn offline_time_is_counted_without_the_wall_clock() {
 }
 
 #[test]
+fn a_clock_that_is_set_after_the_boot_does_not_count_as_time_without_power() {
+    for crash_first in [true, false] {
+        let mut unit = Unit::new(5);
+        let set_ms = unit.now.wall_ms;
+        unit.now.wall_ms = 1_000;
+        unit.boot();
+        unit.connect();
+        unit.host.configure("t", |i| i.service.offline_ttl = Some(Duration::from_secs(7200)));
+        unit.run(request(&[("t", "1")]));
+        unit.settle();
+        assert_eq!(unit.full_status()["t"], "active 1");
+        unit.advance(Duration::from_secs(300));
+        if crash_first {
+            unit.kill();
+            unit.now.wall_ms = set_ms;
+        } else {
+            jump(&mut unit, set_ms);
+            unit.kill();
+        }
+        unit.boot();
+        unit.connect();
+        while unit.step() {}
+        assert_eq!(unit.full_status()["t"], "active 1", "{crash_first}");
+        // What has passed since it was set counts.
+        unit.event(Event::ClockChanged);
+        unit.kill();
+        unit.now.wall_ms += 7_200_000;
+        unit.boot();
+        unit.connect();
+        unit.settle();
+        assert_eq!(unit.full_status()["t"], "failed 1 offline timeout", "{crash_first}");
+    }
+}
+
+#[test]
 fn a_variable_ends_by_the_wall_clock_when_that_passes_its_end() {
     for (to, expired) in [(EPOCH, false), (BEFORE_EPOCH, false), (AFTER_2038, true), (FAR, true)] {
         let mut unit = Unit::started(4);
