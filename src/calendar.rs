@@ -7,6 +7,8 @@
 /// Days from 0001-01-01 to 1970-01-01.
 const DAYS_BEFORE_1970: i64 = 719_162;
 const MS_PER_DAY: i64 = 86_400_000;
+/// The end of the year 9999: a later time has no text form that can be read.
+pub const LAST_MS: i64 = 253_402_300_799_999;
 /// Days of a common year before each month.
 const DAYS_BEFORE_MONTH: [i64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
 
@@ -237,6 +239,8 @@ mod tests {
 
     #[test]
     fn forms() {
+        assert_eq!(to_rfc3339(LAST_MS), "9999-12-31T23:59:59.999Z");
+        assert_eq!(parse("9999-12-31T23:59:59.999Z"), Some(LAST_MS));
         assert_eq!(to_rfc3339(1_795_348_472_832), "2026-11-22T11:54:32.832Z");
         assert_eq!(to_rfc3339(1_795_348_472_000), "2026-11-22T11:54:32Z");
         assert_eq!(to_log_time(1_795_348_472_007), "2026-11-22 11:54:32.007");

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{EnumOrUnknown, Message, MessageField};
 
+use crate::calendar;
 use crate::cm::dialect::{Dialect, Error, cut};
 use crate::cm::wire::v4::common;
 use crate::cm::wire::v4::servicemanager as wire;
@@ -302,7 +303,8 @@ fn env_override(wire: wire::OverrideInstanceEnvVar) -> EnvOverride {
     let variable = |variable: wire::EnvVarInfo| EnvVariable {
         name: variable.name,
         value: variable.value,
-        ttl_ms: variable.ttl.as_ref().map(unix_ms),
+        // What ends after the year 9999 has no end.
+        ttl_ms: variable.ttl.as_ref().map(unix_ms).filter(|ttl| *ttl <= calendar::LAST_MS),
     };
     EnvOverride {
         filter: filter(wire.instance_filter),

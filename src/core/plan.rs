@@ -113,7 +113,7 @@ impl State {
             self.stale_goals = true;
         }
         if let Some(at_ms) = self.overrides.next_expiry() {
-            self.wake_at_wall(now, at_ms + 1);
+            self.wake_at_wall(now, at_ms.saturating_add(1));
         }
         if self.offline_deadline.is_some_and(|at| now.boot >= at) {
             self.store_offline(now);
@@ -171,7 +171,7 @@ impl State {
     }
 
     fn wake_at_wall(&mut self, now: Now, at_ms: i64) {
-        let wait = u64::try_from(at_ms - now.wall_ms).unwrap_or(0);
+        let wait = u64::try_from(at_ms.saturating_sub(now.wall_ms)).unwrap_or(0);
         self.wake(now.mono + Duration::from_millis(wait));
     }
 

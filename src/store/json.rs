@@ -119,25 +119,29 @@ pub(super) fn write_overrides(overrides: &[EnvOverride]) -> String {
 
 pub(super) fn read_overrides(text: &str) -> Result<Vec<EnvOverride>, Error> {
     let items: Vec<OverrideJson> = parse(text)?;
-    items.into_iter().map(read_override).collect()
+    Ok(items.into_iter().map(read_override).collect())
 }
 
-fn read_override(item: OverrideJson) -> Result<EnvOverride, Error> {
+/// A variable whose end cannot be read is left out, the others stay.
+fn read_override(item: OverrideJson) -> EnvOverride {
     let variable = |variable: VariableJson| {
-        Ok(EnvVariable {
-            name: variable.name,
-            value: variable.value,
-            ttl_ms: variable.ttl.map(|text| read_time(&text)).transpose()?,
-        })
+        let VariableJson { name, value, ttl } = variable;
+        match ttl.map(|text| read_time(&text)).transpose() {
+            Ok(ttl_ms) => Some(EnvVariable { name, value, ttl_ms }),
+            Err(error) => {
+                log::error!("override variable is left out name={name:?} err={error}");
+                None
+            }
+        }
     };
-    Ok(EnvOverride {
+    EnvOverride {
         filter: InstanceFilter {
             service_id: item.service_id,
             subject_id: item.subject_id,
             instance: item.instance,
         },
-        variables: item.variables.into_iter().map(variable).collect::<Result<_, Error>>()?,
-    })
+        variables: item.variables.into_iter().filter_map(variable).collect(),
+    }
 }
 
 pub(super) fn read_time(text: &str) -> Result<i64, Error> {

@@ -613,8 +613,8 @@ fn impossible_times_bound_nothing() {
 }
 
 #[test]
-fn a_time_to_live_in_the_past_stays_in_the_past() {
-    let check = |seconds: i64, nanos: i32, expect: i64| {
+fn a_time_to_live_in_the_past_stays_there_and_one_beyond_the_calendar_is_none() {
+    let check = |seconds: i64, nanos: i32, expect: Option<i64>| {
         let time = Timestamp { seconds, nanos, ..Default::default() };
         let variable = wire::EnvVarInfo { ttl: MessageField::some(time), ..Default::default() };
         let item = wire::OverrideInstanceEnvVar { variables: vec![variable], ..Default::default() };
@@ -623,12 +623,12 @@ fn a_time_to_live_in_the_past_stays_in_the_past() {
         let Some(CmCommand::OverrideEnvVars(items)) = V4::default().decode(&bytes).unwrap() else {
             panic!("no overrides");
         };
-        assert_eq!(items[0].variables[0].ttl_ms, Some(expect));
+        assert_eq!(items[0].variables[0].ttl_ms, expect);
     };
-    check(0, 0, 0);
-    check(-1, 0, -1000);
-    check(2, 500_000_000, 2500);
-    check(i64::MIN, 0, i64::MIN);
+    check(-1, 500_000_000, Some(-500));
+    check(i64::MIN, 0, Some(i64::MIN));
+    check(253_402_300_799, 999_999_999, Some(253_402_300_799_999));
+    check(253_402_300_800, 0, None);
 }
 
 fn status(message: String) -> InstanceStatus {

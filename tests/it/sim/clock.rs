@@ -133,6 +133,18 @@ fn a_clock_that_is_set_after_the_boot_does_not_count_as_time_without_power() {
 }
 
 #[test]
+fn a_variable_that_never_ends_is_no_deadline() {
+    let mut unit = Unit::started(6);
+    unit.run(request(&[("a", "1")]));
+    jump(&mut unit, BEFORE_EPOCH);
+    let variable = EnvVariable { name: "X".into(), value: "1".into(), ttl_ms: Some(i64::MAX) };
+    let list = vec![EnvOverride { filter: InstanceFilter::default(), variables: vec![variable] }];
+    unit.command(CmCommand::OverrideEnvVars(list));
+    unit.settle();
+    assert_eq!(unit.rows.env_overrides.len(), 1);
+}
+
+#[test]
 fn a_variable_ends_by_the_wall_clock_when_that_passes_its_end() {
     for (to, expired) in [(EPOCH, false), (BEFORE_EPOCH, false), (AFTER_2038, true), (FAR, true)] {
         let mut unit = Unit::started(4);
