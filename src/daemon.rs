@@ -42,7 +42,8 @@ use crate::model::event::{Event, IamCommand};
 use crate::model::id::InstanceId;
 use crate::model::job::{ExecJob, FetchJob, StopScope};
 use crate::model::node::NodeConfig;
-use crate::model::status::ErrorInfo;
+use crate::model::status::{ErrorInfo, chain};
+use crate::model::store::Change;
 use crate::monitor::{self, MonitorCommand};
 use crate::network::{self, NetHandle, NetThread};
 use crate::ports::Clock;
@@ -410,11 +411,12 @@ fn forward_messages(settings: &LogSettings, capture: CaptureHandle) {
 
 /// Stops and removes everything that instances have on this host, without a daemon.
 pub fn stop_instances(config: &Config) -> Result<(), Error> {
-    let host = Host::new(config)?;
+    let mut host = Host::new(config)?;
     let (core_tx, core_rx) = bounded(CORE_INBOX);
     let mut threads = Threads::new(false);
+    let store = open_for_traffic(config, &mut host.net_thread);
     // Nobody decides anything here, but whoever reports must not wait for room.
-    threads.spawn("core", move || core_rx.into_iter().for_each(drop))?;
+    threads.spawn("core", move || store_traffic(&core_rx, store))?;
     let capturing = Capturing {
         settings: settings::logs(config),
         inbox: host.capture.1,
@@ -425,8 +427,12 @@ pub fn stop_instances(config: &Config) -> Result<(), Error> {
     start_host_threads(host.net_thread, capturing, &core_tx, &mut threads)?;
     let (ports, main, net, capture) = (host.ports, host.loop_handle, host.net, host.capture.0);
     threads.spawn("exec-1", move || {
+        let is_clear = sweep(&ports);
+        if !net.try_collect() {
+            log::warn!("last traffic of the node is not stored");
+        }
         // Bridges and rules are of no use before the next start, which makes them anew.
-        if sweep(&ports) && !net.try_clear() {
+        if is_clear && !net.try_clear() {
             log::warn!("networks are left");
         }
         net.stop();
@@ -437,6 +443,39 @@ pub fn stop_instances(config: &Config) -> Result<(), Error> {
     drop(core_tx);
     threads.join();
     Ok(())
+}
+
+/// The database for what instances have transferred until now, if there is one.
+fn open_for_traffic(config: &Config, net: &mut NetThread) -> Option<Store> {
+    match Store::open_own(&config.database()) {
+        Ok(Some((store, stored))) => {
+            let known: Vec<InstanceId> = stored.instances.into_iter().map(|row| row.id).collect();
+            net.restore(stored.traffic, &known);
+            Some(store)
+        }
+        Ok(None) => None,
+        Err(error) => {
+            log::warn!("last traffic of instances is not stored err={}", chain(&error));
+            None
+        }
+    }
+}
+
+/// In place of core: takes all events until nobody sends any more, and stores what was counted.
+fn store_traffic(events: &Receiver<Event>, mut store: Option<Store>) {
+    while let Ok(event) = events.recv() {
+        let mut changes = Vec::new();
+        for event in std::iter::once(event).chain(events.try_iter()) {
+            if let Event::Traffic { rows, gone } = event {
+                changes.extend([Change::PutTraffic(rows), Change::RemoveTraffic(gone)]);
+            }
+        }
+        if let Some(store) = &mut store
+            && let Err(error) = store.apply(&changes)
+        {
+            log::error!("cannot store traffic err={}", chain(&error));
+        }
+    }
 }
 
 /// Ends all instances. False = some cannot be killed.

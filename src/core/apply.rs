@@ -8,7 +8,7 @@ use crate::core::Effect;
 use crate::core::data::Data;
 use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::secrets::Leaving;
-use crate::core::state::{Orphan, State, Survey, Sweep};
+use crate::core::state::{LastTraffic, Orphan, State, Survey, Sweep};
 use crate::model::command::CmCommand;
 use crate::model::desired::{DesiredInstance, EnvOverride, NetworkParams, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
@@ -55,6 +55,7 @@ impl State {
             Event::NetworkGone(id) => self.networks_left(|leaving| leaving.id != id),
             Event::NetworkReady(id) => self.network_ready(&id),
             Event::Traffic { rows, gone } => self.traffic_counted(rows, gone),
+            Event::TrafficCollected => self.last_traffic = LastTraffic::Here,
             Event::Alert(alert) => self.alerts.push(alert),
             Event::NodeConfigStored { session, faults, result } => {
                 self.node_config_done(now, session, &faults, result);

@@ -58,6 +58,9 @@ pub enum Effect {
     KeepNetworks(Vec<InstanceId>),
     /// These instances never come back: what they have transferred is of no interest any more.
     ForgetTraffic(Vec<InstanceId>),
+    /// Nothing else is left of a stop: all traffic that is not stored yet is wanted. Answered by
+    /// `Event::TrafficCollected`.
+    CollectTraffic,
     Iam(IamCommand),
     /// Graceful stop: the signal, or SIGKILL when the init has no handler for it.
     Signal {

@@ -10,7 +10,7 @@ use crate::core::data::Data;
 use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::limiter;
 use crate::core::package::{Image, Removal};
-use crate::core::state::{ONLINE_STORE_PERIOD, StartVerdict, State, Survey, Sweep};
+use crate::core::state::{LastTraffic, ONLINE_STORE_PERIOD, StartVerdict, State, Survey, Sweep};
 use crate::core::{Effect, MonitorTarget, stop_signal};
 use crate::model::id::{InstanceId, PackageKey, ServiceKey};
 use crate::model::job::{
@@ -27,6 +27,8 @@ const OFFLINE_STORE_PERIOD: Duration = Duration::from_secs(600);
 const HOLD_INTERVALS: u32 = 3;
 /// See `HOLD_INTERVALS`.
 const MAX_HOLD: Duration = Duration::from_secs(30);
+/// A stop waits no longer for the last values of traffic; their reading takes milliseconds.
+const LAST_TRAFFIC_LIMIT: Duration = Duration::from_secs(5);
 
 impl State {
     /// Everything to be done now. Also sets the next deadline.
@@ -59,6 +61,7 @@ impl State {
         self.plan_packages(now, &mut effects);
         self.plan_reports(now, &mut effects);
         self.plan_alert_position(now);
+        self.plan_last_traffic(now, &mut effects);
         if !self.changes.is_empty() {
             effects.insert(0, Effect::Store(std::mem::take(&mut self.changes)));
         }
@@ -131,6 +134,18 @@ impl State {
             self.overdue = now.mono >= by;
             self.wake(by);
         }
+    }
+
+    /// After everything else of a stop: what was counted until now is to be stored.
+    fn plan_last_traffic(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.last_traffic != LastTraffic::Unasked || !self.is_quiet() {
+            return;
+        }
+        self.last_traffic = LastTraffic::Asked;
+        effects.push(Effect::CollectTraffic);
+        let by = now.mono + LAST_TRAFFIC_LIMIT;
+        self.stop_by = self.stop_by.map(|at| at.min(by));
+        self.wake(by);
     }
 
     /// Writes how long the cloud has been away, or that it is there, now and then.

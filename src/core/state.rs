@@ -139,6 +139,15 @@ pub enum Sweep {
     Done,
 }
 
+/// Traffic that is not stored yet when all else has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LastTraffic {
+    #[default]
+    Unasked,
+    Asked,
+    Here,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub policy: Policy,
@@ -187,6 +196,7 @@ pub struct State {
     /// When a stop ends although jobs still run, CLOCK_MONOTONIC; and that it has come.
     pub stop_by: Option<Duration>,
     pub overdue: bool,
+    pub last_traffic: LastTraffic,
     pub pong_due: bool,
     /// Beginnings and ends of containers, for the log.
     pub(crate) lives: Vec<crate::core::Effect>,
@@ -287,6 +297,7 @@ impl State {
             stopping: false,
             stop_by: None,
             overdue: false,
+            last_traffic: LastTraffic::default(),
             pong_due: false,
             lives: Vec::new(),
             changes,
@@ -321,6 +332,11 @@ impl State {
 
     /// A stop was asked for and nothing is left to do.
     pub fn is_drained(&self) -> bool {
+        self.overdue || (self.is_quiet() && self.last_traffic == LastTraffic::Here)
+    }
+
+    /// A stop was asked for, and no instance and no job is in its way any more.
+    pub(crate) fn is_quiet(&self) -> bool {
         let quiet = |i: &Instance| {
             !i.is_busy()
                 && (self.policy.keep_instances_on_exit
@@ -328,7 +344,7 @@ impl State {
                     || matches!(i.phase, Phase::Quarantined | Phase::Residue(_)))
         };
         let idle = self.exec_jobs == 0 && self.survey != Survey::Running;
-        self.stopping && (self.overdue || (idle && self.instances.values().all(quiet)))
+        self.stopping && idle && self.instances.values().all(quiet)
     }
 
     /// The instance of an id, if it is (still) known.

@@ -91,6 +91,7 @@ pub(super) struct World {
     networks: Option<Vec<NetworkParams>>,
     /// Instances whose traffic net is still to forget.
     forgotten: Vec<InstanceId>,
+    traffic_due: bool,
     pong_due: bool,
     /// cm-rx is still to be told that the stream is of no use any more.
     begin_anew: bool,
@@ -129,6 +130,7 @@ impl World {
             capture_backlog: VecDeque::new(),
             networks: None,
             forgotten: Vec::new(),
+            traffic_due: false,
             pong_due: false,
             begin_anew: false,
             deltas: Deltas::default(),
@@ -168,6 +170,7 @@ impl World {
                 }
             }
             Effect::ForgetTraffic(mut ids) => self.forgotten.append(&mut ids),
+            Effect::CollectTraffic => self.traffic_due = true,
             Effect::KeepNetworks(ids) => queued("net", parts.net.try_keep(ids)),
             Effect::Iam(command) => self.iam_backlog.push_back(command),
             Effect::Signal { id, signal } => self.signal_backlog.push_back((id, signal)),
@@ -271,6 +274,9 @@ impl World {
         if !self.forgotten.is_empty() && parts.net.try_forget(self.forgotten.clone()) {
             self.forgotten.clear();
         }
+        if self.traffic_due {
+            self.traffic_due = !parts.net.try_collect();
+        }
         offer(&mut self.iam_backlog, |command| {
             parts.iam.try_send(command).err().map(|e| e.into_inner())
         });
@@ -289,6 +295,7 @@ impl World {
             || !self.deltas.is_empty()
             || self.networks.is_some()
             || !self.forgotten.is_empty()
+            || self.traffic_due
             || !self.iam_backlog.is_empty()
             || !self.monitor_backlog.is_empty()
             || !self.signal_backlog.is_empty()

@@ -60,6 +60,8 @@ pub enum Event {
         rows: Vec<TrafficRow>,
         gone: Vec<Box<str>>,
     },
+    /// All traffic that was counted so far has been sent with the events before.
+    TrafficCollected,
     Alert(Alert),
     /// Everything in the journal and the kernel's messages up to here has become alerts, which were
     /// sent before, or was left out on purpose.

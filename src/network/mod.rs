@@ -3,9 +3,10 @@
 //! The thread `net` owns everything on the host that has to do with networks and is the only one
 //! that enters namespaces. In: `NetRequest`s through `NetHandle`, announcements of the kernel, jumps
 //! of the wall clock, name queries of instances. Out: one-slot replies to exec jobs and monitor, and
-//! to core `Event::NetworksUpdated` and `Event::Traffic`. All kernel changes go over netlink from
-//! this process; no program is ever started. What stands in the kernel is recognised by aliases and
-//! by the prefix `aos_`, so that nothing foreign is touched and a crash leaves nothing unknown.
+//! to core `Event::NetworksUpdated`, `Event::Traffic` and `Event::TrafficCollected`. All kernel
+//! changes go over netlink from this process; no program is ever started. What stands in the kernel
+//! is recognised by aliases and by the prefix `aos_`, so that nothing foreign is touched and a crash
+//! leaves nothing unknown.
 //!
 //! Reading order: `settings`, `caps` (what the kernel can do), `plan` (checks), `domain` (state), `bridge` (networks), `attach`
 //! (instances) with `limits` and `files`, `counting` with `traffic` (volumes), `notices` (what others do), `names`, `dns` with
@@ -95,6 +96,7 @@ enum NetRequest {
     Update(Vec<NetworkParams>),
     Keep(Vec<InstanceId>),
     Forget(Vec<InstanceId>),
+    Collect,
     Clear,
     Stop,
 }
@@ -142,6 +144,12 @@ impl NetHandle {
     /// database. `false` as above.
     pub fn try_forget(&self, instances: Vec<InstanceId>) -> bool {
         self.try_send(NetRequest::Forget(instances))
+    }
+
+    /// Sends to core all that was counted and is not stored yet; answered by
+    /// `Event::TrafficCollected`. `false` as above.
+    pub fn try_collect(&self) -> bool {
+        self.try_send(NetRequest::Collect)
     }
 
     /// Ends the thread after what is queued before. Links, namespaces and rules stay.
@@ -350,8 +358,6 @@ impl NetThread {
             self.domain.tick(now);
             self.send_news(&events);
         }
-        self.domain.store_all_traffic();
-        self.send_news(&events);
         info!("network thread ended");
     }
 
@@ -411,6 +417,10 @@ impl NetThread {
             }
             NetRequest::Keep(instances) => self.domain.keep(&instances),
             NetRequest::Forget(instances) => self.domain.ledger.forget(&instances),
+            NetRequest::Collect => {
+                self.domain.store_all_traffic();
+                self.domain.outbox.push(Event::TrafficCollected);
+            }
             NetRequest::Clear => self.domain.clear(),
             NetRequest::Stop => {}
         }

@@ -212,6 +212,19 @@ impl Store {
         }
     }
 
+    /// Opens a database of ours that is there, and reads all of it. `None` = there is none, or it is
+    /// that of the Go releases, which only `open` takes over. One that is unusable stays as it is.
+    pub fn open_own(path: &Path) -> Result<Option<(Self, Snapshot)>, Error> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let failed = |source| Error::Open { path: path.to_owned(), source };
+        if user_version(&connect(path)?).map_err(failed)? == 0 {
+            return Ok(None);
+        }
+        Self::try_open(path).map(Some)
+    }
+
     fn try_open(path: &Path) -> Result<(Self, Snapshot), Error> {
         let failed = |source| Error::Open { path: path.to_owned(), source };
         let mut db = connect(path)?;

@@ -505,6 +505,25 @@ fn an_empty_file_becomes_a_database() {
 }
 
 #[test]
+fn only_a_database_of_ours_is_opened_for_a_while() {
+    let place = place();
+    let open = || Store::open_own(&place.path);
+    assert!(open().unwrap().is_none() && !place.path.exists());
+    drop(Store::open(&place.path).unwrap());
+    let (mut store, _) = open().unwrap().unwrap();
+    store.apply(&[Change::PutTraffic(vec![counter("AOS_SYSTEM_IN", 1)])]).unwrap();
+    drop(store);
+    assert_eq!(open().unwrap().unwrap().1.traffic, [counter("AOS_SYSTEM_IN", 1)]);
+    // As that of the Go releases is.
+    let db = rusqlite::Connection::open(&place.path).unwrap();
+    db.execute_batch("PRAGMA user_version = 0").unwrap();
+    assert!(open().unwrap().is_none());
+    db.execute_batch("PRAGMA user_version = 99").unwrap();
+    assert!(matches!(open(), Err(Error::Foreign { version: 99 })));
+    assert!(place.path.exists());
+}
+
+#[test]
 fn setting_aside_replaces_the_older_set() {
     let place = place();
     fs::create_dir(place.path.parent().unwrap()).unwrap();

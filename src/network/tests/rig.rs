@@ -179,6 +179,8 @@ impl Rig {
     }
 
     pub(super) fn stop(&mut self) {
+        // As core does before the end.
+        self.net.try_collect();
         self.net.stop();
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -220,6 +222,7 @@ impl Rig {
             Event::Alert(Alert { payload: AlertPayload::Core { message, .. }, .. }) => {
                 self.alerts.borrow_mut().push(message);
             }
+            Event::TrafficCollected => {}
             Event::NetworkReady(id) => self.ready.borrow_mut().push(id),
             Event::NetworkGone(id) => self.draining.borrow_mut().retain(|other| *other != id),
             other => panic!("{other:?}"),

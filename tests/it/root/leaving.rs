@@ -1,5 +1,9 @@
 //! The end of the daemon with and without its instances; `-stop-instances`, `-reset`.
 
+use std::process::Command;
+
+use rusqlite::Connection;
+
 use crate::common::host;
 use crate::common::need::require;
 use crate::common::unit::{Setup, Unit};
@@ -85,6 +89,55 @@ fn stop_instances_leaves_nothing() {
     unit.expect("full status: 2 instances");
     unit.stop_daemon();
     unit.nothing_left();
+}
+
+/// What the database knows of what instances and the node have sent.
+fn stored_uploads(unit: &Unit) -> [u64; 2] {
+    let db = Connection::open(unit.path("sm/work/servicemanager.db")).unwrap();
+    ["chain = 'AOS_SYSTEM_OUT'", "chain LIKE '%_OUT' AND chain <> 'AOS_SYSTEM_OUT'"].map(|which| {
+        let query = format!("SELECT coalesce(sum(value), 0) FROM traffic WHERE {which}");
+        let sum: i64 = db.query_row(&query, [], |row| row.get(0)).unwrap();
+        u64::try_from(sum).unwrap()
+    })
+}
+
+/// Much less than is stored while the daemon runs, and all of it counts.
+#[test]
+fn what_was_sent_until_the_end_is_stored() {
+    require!(root, memory, runc, busybox, netfilter);
+    let local = "[\"203.0.113.0/24\"]";
+    let setup = Setup::new().set("keepInstancesOnExit", "true");
+    let mut unit = setup.set("network.localNetworks", local).registered();
+    for words in [
+        "link add up0 type veth peer name far0",
+        "link set up0 up",
+        "link set far0 up",
+        "route add default dev up0",
+    ] {
+        let ip = || Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(unit.space.inside(ip).success(), "{words}");
+    }
+    // Nobody answers there, but each attempt is a packet.
+    let script = "while :; do /busybox nc -w 1 192.0.2.1 9; echo sent >>/storage/record; done";
+    unit.service("sender", script, "");
+    unit.say("instance sender");
+    unit.say("run");
+    unit.say("wait active sender");
+    unit.expect_stored("sender/subject/0", "record", "sent");
+    unit.stop_daemon();
+    let [node, instances] = stored_uploads(&unit);
+    // The node has told the CM its name over TLS, which is not local here.
+    assert!(node > 1000 && instances > 30, "{node} {instances}");
+    let sent = |unit: &Unit| unit.stored("sender/subject/0", "record").unwrap().lines().count();
+    let before = sent(&unit);
+    crate::common::wait_until("more packets", || sent(&unit) >= before + 2);
+    let (code, out, err) = unit.run_to_end(&["-stop-instances"]);
+    assert_eq!(code, Some(0), "{out} {err}");
+    let later = stored_uploads(&unit);
+    assert!(later[0] >= node && later[1] > instances + 60, "{node} {instances} {later:?}");
+    let delete = || Command::new("ip").args(["link", "delete", "up0"]).status().unwrap();
+    assert!(unit.space.inside(delete).success());
+    unit.no_links_left();
 }
 
 #[test]

@@ -253,6 +253,30 @@ fn a_stop_that_keeps_instances_is_followed_by_adoption() {
 }
 
 #[test]
+fn what_was_counted_last_is_stored_before_the_end() {
+    for keep in [false, true] {
+        let mut unit = running(16);
+        unit.policy.keep_instances_on_exit = keep;
+        unit.boot();
+        unit.settle();
+        assert!(unit.rows.traffic.is_empty());
+        unit.event(Event::Stop);
+        while unit.step() {}
+        assert!(!unit.is_alive());
+        assert_eq!(unit.rows.traffic.len(), 1);
+        // A thread that gives no answer holds the end for a few seconds only.
+        unit.boot();
+        unit.settle();
+        unit.net_up = false;
+        unit.event(Event::Stop);
+        while unit.step() {}
+        assert!(unit.is_alive());
+        unit.advance(Duration::from_secs(5));
+        assert!(!unit.is_alive());
+    }
+}
+
+#[test]
 fn a_version_that_restarts_too_often_becomes_active_once_it_stays_up() {
     let mut unit = Unit::started(12);
     let mut wanted = request(&[("a", "1")]);

@@ -19,6 +19,7 @@ use aos_servicemanager::model::job::{ExecJob, FetchJob, JobDone, Permissions};
 use aos_servicemanager::model::node::{DeviceFault, NodeInfo};
 use aos_servicemanager::model::status::{CmReport, InstanceStatus, RunState};
 use aos_servicemanager::model::store::Snapshot;
+use aos_servicemanager::model::traffic::TrafficRow;
 use aos_servicemanager::ports::Now;
 
 use super::host::{Crash, Host, next_random};
@@ -64,6 +65,8 @@ pub struct Unit {
     fetch: VecDeque<FetchJob>,
     iam_queue: VecDeque<IamCommand>,
     network_answers: usize,
+    /// Core waits for the last values of traffic.
+    collecting: bool,
     session: u64,
     random: u64,
     ports: Ports,
@@ -121,6 +124,7 @@ impl Unit {
             fetch: VecDeque::new(),
             iam_queue: VecDeque::new(),
             network_answers: 0,
+            collecting: false,
             session: 0,
             random: seed.wrapping_add(77) | 1,
             ports,
@@ -145,6 +149,7 @@ impl Unit {
         self.fetch.clear();
         self.iam_queue.clear();
         self.network_answers = 0;
+        self.collecting = false;
         self.watched.clear();
         let state = State::new(
             self.policy.clone(),
@@ -272,6 +277,12 @@ impl Unit {
                 let row = self.rows.instances.iter().find(|row| ids.contains(&row.id));
                 assert!(row.is_none(), "its counters may be wanted again: {row:?}");
             }
+            Effect::CollectTraffic => {
+                assert!(!self.collecting, "asked twice");
+                let kept = self.policy.keep_instances_on_exit;
+                assert!(self.exec.is_empty() && (kept || self.host.running().is_empty()));
+                self.collecting = true;
+            }
             Effect::KeepNetworks(_)
             | Effect::Reconnect
             | Effect::Average(_)
@@ -311,6 +322,7 @@ impl Unit {
         choices.extend(std::iter::repeat_n(1, fetch * self.fetch.len().min(1)));
         choices
             .extend(std::iter::repeat_n(2, usize::from(self.net_up && self.network_answers > 0)));
+        choices.extend(std::iter::repeat_n(5, usize::from(self.net_up && self.collecting)));
         choices.extend(std::iter::repeat_n(4, usize::from(self.host.has_events())));
         choices
             .extend(std::iter::repeat_n(3, usize::from(self.iam_up && !self.iam_queue.is_empty())));
@@ -345,6 +357,13 @@ impl Unit {
                 self.event(Event::NetworksUpdated { failed, draining });
             }
             3 => self.iam_answer(),
+            5 => {
+                self.collecting = false;
+                let time_ms = self.now.wall_ms;
+                let row = TrafficRow { chain: "AOS_SYSTEM_IN".into(), time_ms, bytes: 4711 };
+                self.event(Event::Traffic { rows: vec![row], gone: vec![] });
+                self.event(Event::TrafficCollected);
+            }
             _ => {
                 let event = self.host.next_event().expect("chosen because it is there");
                 self.event(event);
