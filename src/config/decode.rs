@@ -11,8 +11,8 @@ use crate::image::MOST_ENTRIES;
 use crate::model::node::{Host, Partition};
 
 use super::{
-    Cidr, Config, Install, Instances, JournalAlerts, LogBackend, Logging, Monitoring, Network,
-    RamFigure, StartVerdict, TrafficPeriod,
+    Cidr, Config, Install, Instances, JournalAlerts, LogBackend, Logging, MAX_PART_SIZE_BYTES,
+    Monitoring, Network, RamFigure, StartVerdict, TrafficPeriod,
 };
 
 const KIB: u64 = 1 << 10;
@@ -244,7 +244,7 @@ impl Reader<'_> {
         let files = section.strings("systemLogFiles")?;
         let files = files.unwrap_or_default();
         Ok(Logging {
-            max_part_size_bytes: number("maxPartSize", 512 * KIB, 1, u32::MAX.into())?,
+            max_part_size_bytes: self.part_size(&section)?,
             max_part_count: number("maxPartCount", 20, 1, u32::MAX.into())?,
             backend: match section.word("backend", &["auto", "journal", "store"])? {
                 Some("journal") => LogBackend::Journal,
@@ -324,6 +324,18 @@ impl Reader<'_> {
         value.ok().filter(|value| (min..=max).contains(value)).ok_or_else(|| {
             section.refuse(key, &format!("a duration from {} to {}", go(min), go(max)))
         })
+    }
+
+    /// What no message can hold is brought within the limit.
+    fn part_size(&mut self, section: &Object<'_>) -> Result<u64, Error> {
+        let key = "maxPartSize";
+        let given = section.u64_in(key, 1..=u32::MAX.into())?.unwrap_or(512 * KIB);
+        let used = given.min(MAX_PART_SIZE_BYTES);
+        if used != given {
+            let key = section.path_of(key);
+            self.warnings.push(format!("{key} {given} is too much for a message: using {used}"));
+        }
+        Ok(used)
     }
 
     /// Duration that is brought within limits, unless it made the Go releases crash.

@@ -185,6 +185,10 @@ pub struct Monitoring {
     pub partitions: Vec<Partition>,
 }
 
+/// Text of one part of a log answer: with one more line (64 KiB at most) and what compression may
+/// add it still fits into a message, of which peers accept 4 MiB.
+pub const MAX_PART_SIZE_BYTES: u64 = 3840 * 1024;
+
 /// What is reported as RAM of an instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RamFigure {

@@ -368,6 +368,11 @@ fn corrections_are_told() {
         r#"{"certStorage":"/var/aos/crypt/sm/"}"#,
         r#"certStorage "/var/aos/crypt/sm/" is a path, but a certificate type is needed: using "sm""#,
     );
+    check(
+        r#"{"logging":{"maxPartSize":3932161}}"#,
+        "logging.maxPartSize 3932161 is too much for a message: using 3932160",
+    );
+    check(r#"{"logging":{"maxPartSize":3932160}}"#, "");
     assert_eq!(config(r#"{"certStorage":"/var/aos/crypt/sm/"}"#).cert_type, "sm");
     assert_eq!(config(r#"{"certStorage":"online"}"#).cert_type, "online");
     check(

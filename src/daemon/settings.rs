@@ -239,3 +239,31 @@ pub(super) fn cm(config: &Config) -> cm::Settings {
 pub(super) fn decode_node_config(json: &str) -> Result<NodeConfig, document::Error> {
     node_config::parse(json, NumberUnit::Seconds)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use crate::cm::dialect::Dialect;
+    use crate::cm::v4::V4;
+    use crate::config::MAX_PART_SIZE_BYTES;
+    use crate::model::status::{CmReport, LogPart};
+    use crate::sys::random;
+
+    #[test]
+    fn the_largest_part_of_a_log_fits_into_a_message() {
+        let longest_line = 65 * 1024;
+        let mut text = vec![0; usize::try_from(MAX_PART_SIZE_BYTES).unwrap() + longest_line];
+        random::fill(&mut text).unwrap(); // cannot be compressed
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(&text).unwrap();
+        let data = encoder.finish().unwrap();
+        assert!(data.len() > text.len());
+        let log_id = "x".repeat(1024);
+        let part = LogPart { log_id, data, ..LogPart::default() };
+        V4::default().encode(CmReport::Log(part)).unwrap();
+    }
+}
