@@ -299,7 +299,7 @@ mod tests {
         check(
             &[],
             "load prepare record-starting(0,0) open attach build create \
-             record-running(4242,77) start kill delete remove detach close kill adopt-network adopt \
+             record-running(4242,77) start kill delete detach close remove kill adopt-network adopt \
              tidy(2) install remove-image(/old) remove-image(/bad) verify",
             &[
                 "surveyed 0",
@@ -318,7 +318,7 @@ mod tests {
         );
         check(
             &["load", "prepare", "kill", "adopt", "tidy", "install", "remove-image", "verify"],
-            "load prepare remove kill delete remove detach close kill adopt-network adopt \
+            "load prepare remove kill delete detach close remove kill adopt-network adopt \
              tidy(2) install remove-image(/old) remove-image(/bad) verify",
             &[
                 "surveyed 0",

@@ -22,9 +22,10 @@ pub fn stop(ports: &Ports, id: &InstanceId, scope: StopScope) -> StopOutcome {
         // Nothing is taken away below living processes; a later stop or sweep tries again.
         return outcome;
     }
-    note(&mut outcome, "remove bundle", ports.bundles.remove(id));
     note(&mut outcome, "detach network", ports.network.detach(id));
     note(&mut outcome, "close log sink", ports.sinks.close(id));
+    // Last: by its bundle the next life knows that there is something to stop.
+    note(&mut outcome, "remove bundle", ports.bundles.remove(id));
     outcome
 }
 
@@ -64,15 +65,15 @@ mod tests {
     #[test]
     fn everything_goes_on_after_errors() {
         let check = |failing: &[&'static str]| {
-            let calls = "kill delete remove detach close";
+            let calls = "kill delete detach close remove";
             check(StopScope::Everything, failing, calls, false);
         };
         check(&[]);
-        for one in ["kill", "delete", "remove", "detach", "close"] {
+        for one in ["kill", "delete", "detach", "close", "remove"] {
             check(&[one]);
         }
-        check(&["kill", "remove", "detach", "close"]);
-        check(&["delete", "remove", "detach", "close"]);
+        check(&["kill", "detach", "close", "remove"]);
+        check(&["delete", "detach", "close", "remove"]);
     }
 
     #[test]
