@@ -8,6 +8,7 @@
 //! ends by a command of its own or because the last sender of its inbox was dropped. Whatever does
 //! not end in time is left to the end of the process; nothing of it matters any more.
 
+mod backlog;
 mod deltas;
 mod settings;
 mod world;

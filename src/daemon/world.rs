@@ -15,6 +15,7 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use crate::cm::CmRxCommand;
 use crate::cm::sender::CmTxCommand;
 use crate::core::{Effect, MonitorTarget, NodeConfigWork, Perform};
+use crate::daemon::backlog::{MonitorBacklog, offer};
 use crate::daemon::deltas::Deltas;
 use crate::event_loop::LoopHandle;
 use crate::logger::DELIVERY;
@@ -85,7 +86,7 @@ pub(super) struct World {
     store_error: String,
     retry_at: Duration,
     iam_backlog: VecDeque<IamCommand>,
-    monitor_backlog: VecDeque<MonitorCommand>,
+    monitor_backlog: MonitorBacklog,
     signal_backlog: VecDeque<(InstanceId, i32)>,
     capture_backlog: VecDeque<CaptureCommand>,
     networks: Option<Vec<NetworkParams>>,
@@ -125,7 +126,7 @@ impl World {
             store_error: String::new(),
             retry_at: Duration::ZERO,
             iam_backlog: VecDeque::new(),
-            monitor_backlog: VecDeque::new(),
+            monitor_backlog: MonitorBacklog::default(),
             signal_backlog: VecDeque::new(),
             capture_backlog: VecDeque::new(),
             networks: None,
@@ -181,8 +182,8 @@ impl World {
             Effect::Resynchronise => self.begin_anew = true,
             Effect::Report(session, report) => self.report(session, report),
             Effect::Average(session) => {
-                let asked = parts.monitor.try_send(MonitorCommand::Average { session });
-                self.answer(asked.is_ok());
+                let asked = self.monitor_backlog.ask(session);
+                self.answer(asked);
             }
             Effect::Log(session, request) => self.log(session, request),
             Effect::ContainerStarted { id, pid } => {
@@ -194,21 +195,15 @@ impl World {
             Effect::ContainerGivenUp { id } => self.note_life(CaptureCommand::GivenUp { id }),
             Effect::Watch(target) => {
                 let target = Box::new(self.target(target));
-                self.monitor_backlog.push_back(MonitorCommand::Watch(target));
+                self.monitor_backlog.push(MonitorCommand::Watch(target));
             }
-            Effect::Unwatch(id) => self.monitor_backlog.push_back(MonitorCommand::Unwatch(id)),
-            Effect::NodeInfo(node) => {
-                self.monitor_backlog.push_back(MonitorCommand::NodeInfo(node))
-            }
-            Effect::NodeRules(rules) => {
-                self.monitor_backlog.push_back(MonitorCommand::NodeRules(rules))
-            }
+            Effect::Unwatch(id) => self.monitor_backlog.push(MonitorCommand::Unwatch(id)),
+            Effect::NodeInfo(node) => self.monitor_backlog.push(MonitorCommand::NodeInfo(node)),
+            Effect::NodeRules(rules) => self.monitor_backlog.push(MonitorCommand::NodeRules(rules)),
             Effect::DiskFigures(figures) => {
-                self.monitor_backlog.push_back(MonitorCommand::Disks(figures))
+                self.monitor_backlog.push(MonitorCommand::Disks(figures))
             }
-            Effect::Linked(linked) => {
-                self.monitor_backlog.push_back(MonitorCommand::Linked(linked))
-            }
+            Effect::Linked(linked) => self.monitor_backlog.push(MonitorCommand::Linked(linked)),
             Effect::Pong => self.pong_due = true,
         }
     }
@@ -280,9 +275,8 @@ impl World {
         offer(&mut self.iam_backlog, |command| {
             parts.iam.try_send(command).err().map(|e| e.into_inner())
         });
-        offer(&mut self.monitor_backlog, |command| {
-            parts.monitor.try_send(command).err().map(|e| e.into_inner())
-        });
+        self.monitor_backlog
+            .offer(|command| parts.monitor.try_send(command).err().map(|e| e.into_inner()));
         offer(&mut self.capture_backlog, |command| parts.capture.try_send(command));
         offer(&mut self.signal_backlog, |(id, signal)| {
             (!parts.main.try_signal(&id, signal)).then_some((id, signal))
@@ -433,15 +427,6 @@ impl Perform for World {
     }
 }
 
-/// Hands over from the front until one is given back.
-fn offer<T>(backlog: &mut VecDeque<T>, mut hand_over: impl FnMut(T) -> Option<T>) {
-    while let Some(item) = backlog.pop_front() {
-        if let Some(item) = hand_over(item) {
-            return backlog.push_front(item);
-        }
-    }
-}
-
 /// Override variables that would not survive a restart are in force, but the CM gets to know it.
 fn not_stored(items: &mut [EnvStatus], error: &str) {
     for (_, status) in items.iter_mut().flat_map(|item| &mut item.variables) {
@@ -557,20 +542,6 @@ impl LogOutput for LogOut {
 mod tests {
     use super::*;
     use crate::model::desired::InstanceFilter;
-
-    #[test]
-    fn a_backlog_keeps_its_order() {
-        let (send, inbox) = bounded(2);
-        let mut backlog: VecDeque<u32> = (0..5).collect();
-        let mut seen = Vec::new();
-        while seen.len() < 5 {
-            offer(&mut backlog, |item| send.try_send(item).err().map(|e| e.into_inner()));
-            assert!(inbox.len() <= 2);
-            seen.extend(inbox.try_iter());
-        }
-        assert_eq!(seen, [0, 1, 2, 3, 4]);
-        assert!(backlog.is_empty());
-    }
 
     #[test]
     fn variables_that_were_not_stored() {
