@@ -50,6 +50,11 @@ pub enum CmTxCommand {
         part: LogPart,
         reply: Sender<Result<(), Failure>>,
     },
+    /// Is this stream still there?
+    IsOpen {
+        session: Session,
+        reply: Sender<bool>,
+    },
     /// Nothing follows on this stream: let the CM know.
     Close {
         session: Session,
@@ -119,6 +124,9 @@ impl Writer<'_> {
                 let sent = self.log_part(session, part);
                 // Whoever waited may have given up.
                 let _ = reply.try_send(sent);
+            }
+            CmTxCommand::IsOpen { session, reply } => {
+                let _ = reply.try_send(self.open.as_ref().is_some_and(|o| o.session == session));
             }
             CmTxCommand::Close { session } => {
                 if let Some(open) = self.open.take_if(|o| o.session == session) {

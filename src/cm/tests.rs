@@ -471,6 +471,21 @@ fn parts_of_a_log_are_answered_when_they_have_left() {
 }
 
 #[test]
+fn who_asks_learns_which_stream_is_there() {
+    let bed = Bed::ready();
+    let is_open = |session| {
+        let (reply, answer) = bounded(1);
+        bed.tx.send(CmTxCommand::IsOpen { session, reply }).unwrap();
+        answer.recv_timeout(LONG).expect("an answer")
+    };
+    let (session, call) = bed.registered();
+    assert!(is_open(session) && !is_open(Session(0)));
+    call.end();
+    bed.lost(session);
+    assert!(!is_open(session));
+}
+
+#[test]
 fn a_wish_to_stop_ends_the_stream_cleanly_after_what_was_queued() {
     let mut bed = Bed::ready();
     let (session, mut call) = bed.registered();

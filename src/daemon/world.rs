@@ -529,12 +529,22 @@ impl LogOut {
     }
 }
 
+impl LogOut {
+    /// The answer of cm-tx to a command that was made with the way for it.
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> CmTxCommand) -> Option<T> {
+        let (reply, answer) = bounded(1);
+        progress::waiting(|| self.cm_tx.send_timeout(command(reply), LOG_PART_LIMIT)).ok()?;
+        progress::waiting(|| answer.recv_timeout(LOG_PART_LIMIT)).ok()
+    }
+}
+
 impl LogOutput for LogOut {
+    fn is_open(&self, session: Session) -> bool {
+        self.ask(|reply| CmTxCommand::IsOpen { session, reply }) == Some(true)
+    }
+
     fn part(&self, session: Session, part: LogPart) -> bool {
-        let (reply, sent) = bounded(1);
-        let command = CmTxCommand::LogPart { session, part, reply };
-        progress::waiting(|| self.cm_tx.send_timeout(command, LOG_PART_LIMIT).is_ok())
-            && matches!(progress::waiting(|| sent.recv_timeout(LOG_PART_LIMIT)), Ok(Ok(())))
+        matches!(self.ask(|reply| CmTxCommand::LogPart { session, part, reply }), Some(Ok(())))
     }
 }
 

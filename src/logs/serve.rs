@@ -1,8 +1,8 @@
 //! Answers log requests.
 //!
 //! Thread `log-out`. In: [`LogCommand`], at most `INBOX` waiting. Out: parts through [`LogOutput`],
-//! one at a time; when a stream ended, the rest of its answer is dropped. Every request gets an
-//! answer: parts, or one message that says why there are none.
+//! one at a time; when a stream ended, the rest of its answer and its other requests are dropped.
+//! Every other request gets an answer: parts, or one message that says why there are none.
 
 use std::fmt::Write as _;
 use std::slice::from_ref;
@@ -40,6 +40,8 @@ pub enum LogCommand {
 
 /// Where parts go.
 pub trait LogOutput: Send {
+    /// Whether the stream of `session` is still there.
+    fn is_open(&self, session: Session) -> bool;
     /// Hands one part over and waits until there is room for the next. False = the stream of
     /// `session` has ended.
     fn part(&self, session: Session, part: LogPart) -> bool;
@@ -64,6 +66,10 @@ pub fn run(
                 log::debug!("log request repeated log_id={}", request.log_id);
                 continue;
             }
+        }
+        if !output.is_open(session) {
+            log::debug!("log request of an ended stream dropped log_id={}", request.log_id);
+            continue;
         }
         let desk = Desk { settings, processes, now: clock.now() };
         send(&request.log_id, desk.answer(&request), |part| output.part(session, part));

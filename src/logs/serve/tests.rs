@@ -428,13 +428,17 @@ fn times_as_go_prints_them() {
     check(-1, "1969-12-31 23:59:59.999999 +0000 UTC");
 }
 
-/// Takes `room` parts, then the stream is gone.
+/// Takes `room` parts, then the stream is gone. There are no other streams but that of session 1.
 struct Stream {
     parts: crossbeam::channel::Sender<(Session, LogPart)>,
     room: Mutex<usize>,
 }
 
 impl LogOutput for Stream {
+    fn is_open(&self, session: Session) -> bool {
+        session == Session(1) && *self.room.lock().unwrap() > 0
+    }
+
     fn part(&self, session: Session, part: LogPart) -> bool {
         let mut room = self.room.lock().unwrap();
         if *room == 0 {
@@ -486,4 +490,9 @@ fn thread_answers_in_order_and_drops_what_nobody_wants() {
     // A repetition that came while the request was answered is ignored.
     let twice = vec![named("y", "unknown"), named("y", "unknown"), named("z", "unknown")];
     assert_eq!(run_with(99, twice), [part("y", 1, 1), part("z", 1, 1)]);
+    // Nobody works for a stream that has ended.
+    let mut ended = named("x", "service-a");
+    let LogCommand::Request { session, .. } = &mut ended else { panic!("a request") };
+    *session = Session(0);
+    assert_eq!(run_with(99, vec![ended, named("y", "unknown")]), [part("y", 1, 1)]);
 }
