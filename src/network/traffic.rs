@@ -132,7 +132,8 @@ impl Ledger {
     }
 
     /// Takes the rows of the database; those of instances that are not known any more are to be
-    /// removed.
+    /// removed. Rows of the reference have times of their own: what belongs to a period before that
+    /// of the newest one has ended with it.
     pub(super) fn restore(&mut self, rows: Vec<TrafficRow>, known: &[InstanceId]) {
         self.stores = true;
         let instances = known.iter().map(|id| Owner::Instance(id.clone()));
@@ -141,14 +142,24 @@ impl Ledger {
             let chains = owner.chains().into_iter().enumerate();
             owners.extend(chains.map(|(at, chain)| (chain, (owner.clone(), at))));
         }
+        let mut found = Vec::new();
         for TrafficRow { chain, time_ms, bytes } in rows {
-            let Some((owner, at)) = owners.remove(&chain) else {
+            let Some(owner) = owners.remove(&chain) else {
                 self.gone.push(chain);
                 continue;
             };
             self.valid_ms = self.valid_ms.max(time_ms);
-            self.counters.entry(owner).or_default()[at] =
-                Counter { bytes, stored: Some(bytes), differs_since: None };
+            found.push((owner, time_ms, bytes));
+        }
+        let present = self.period.index(self.valid_ms);
+        for ((owner, at), time_ms, bytes) in found {
+            // A clock that was not set says nothing about periods.
+            let is_over = time_ms >= PLAUSIBLE_MS && self.period.index(time_ms) < present;
+            let mut counter = Counter { bytes, stored: Some(bytes), differs_since: None };
+            if is_over {
+                (counter.bytes, counter.differs_since) = (0, Some(Duration::ZERO));
+            }
+            self.counters.entry(owner).or_default()[at] = counter;
         }
     }
 
@@ -369,6 +380,36 @@ mod tests {
         ledger.count(instance(), volume(1, 0), late);
         assert_eq!(ledger.all_rows().len(), 1);
         assert!(ledger.all_rows().is_empty());
+    }
+
+    /// Nobody may begin today with what he used days ago.
+    #[test]
+    fn rows_of_former_periods_count_nothing() {
+        let Owner::Instance(id) = instance() else { unreachable!() };
+        let [download, upload] = instance().chains();
+        let rows = |time_ms| {
+            vec![
+                row("AOS_SYSTEM_IN", NOON, 5),
+                row("AOS_SYSTEM_OUT", NOON - HOUR_MS, 6),
+                row(&download, time_ms, 7),
+                row(&upload, NOON, 8),
+            ]
+        };
+        let restored = |time_ms| {
+            let mut ledger = Ledger::new(TrafficPeriod::Day, at(60));
+            ledger.restore(rows(time_ms), std::slice::from_ref(&id));
+            assert_eq!(ledger.volume(&Owner::Node), volume(5, 6));
+            ledger
+        };
+        let mut ledger = restored(NOON - 3 * DAY_MS);
+        assert_eq!(ledger.volume(&instance()), volume(0, 8));
+        assert!(!ledger.advance(NOON + 1, at(2000)));
+        assert_eq!(ledger.due_rows(at(2000)), [row(&download, NOON + 1, 0)]);
+        assert!(ledger.all_rows().is_empty());
+        // The same day, and a clock that was not set.
+        for time_ms in [NOON - 12 * HOUR_MS, 1000] {
+            assert_eq!(restored(time_ms).volume(&instance()), volume(7, 8));
+        }
     }
 
     #[test]
