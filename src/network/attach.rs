@@ -19,11 +19,11 @@ use nix::errno::Errno;
 
 use super::bridge::LINK_ATTEMPTS;
 use super::channel::Channel;
-use super::dns::Record;
 use super::domain::{Attached, Bridged, Domain, Role, Standing, Wired, chain};
 use super::error::{Error, Refusal};
 use super::firewall::Share;
 use super::limits::set_speed;
+use super::names;
 use super::naming;
 use super::plan::{Attachment, Subnet, Wanted};
 use super::rtnl::{self, Index, LOOPBACK_INDEX, LinkAddress, NewVeth};
@@ -185,11 +185,9 @@ impl Domain {
 
     fn remember(&mut self, attachment: Attachment, wired: Option<Wired>) {
         let Attachment { id, ident, network, names, dns_servers, etc_dir, .. } = attachment;
-        if let Some(wired) = &wired {
-            let record = Record { ident, address: wired.address, servers: dns_servers.clone() };
-            self.dns.add(&network, &id, &names, record);
-        }
-        self.instances.insert(id, Attached { network, wired, names, dns_servers, etc_dir });
+        let attached = Attached { network, ident, wired, names, dns_servers, etc_dir };
+        self.instances.insert(id.clone(), attached);
+        self.make_known(&id);
     }
 
     /// Finds or makes the network, and checks the instance against the others in it.
@@ -271,11 +269,20 @@ impl Domain {
         }
     }
 
-    /// Names are unique within a network, whatever their case.
+    /// Names and ids are unique within a network, whatever their case, with and without its domain.
     fn check_names(&self, attachment: &Attachment) -> Result<(), Error> {
-        let others = self.instances.values().filter(|other| other.network == attachment.network);
-        for taken in others.flat_map(|other| &other.names) {
-            if let Some(name) = attachment.names.iter().find(|n| n.eq_ignore_ascii_case(taken)) {
+        let domain = attachment.network.as_str().to_ascii_lowercase();
+        let keys = |id: &InstanceId, names: &[String]| -> Vec<(Box<str>, String)> {
+            let all = names.iter().cloned().chain([id.to_string()]);
+            all.map(|name| (names::key(&name, &domain), name)).collect()
+        };
+        let own = keys(&attachment.id, &attachment.names);
+        let others = self
+            .instances
+            .iter()
+            .filter(|(id, other)| other.network == attachment.network && **id != attachment.id);
+        for (taken, _) in others.flat_map(|(id, other)| keys(id, &other.names)) {
+            if let Some((_, name)) = own.iter().find(|(key, _)| *key == taken) {
                 return Err(Error::HostnameInUse(name.clone()));
             }
         }

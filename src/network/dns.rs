@@ -42,6 +42,8 @@ const LISTEN_BACKLOG: i32 = 8;
 /// One server has this long, all servers together `GIVE_UP`.
 const TRY_NEXT: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(5);
+/// Servers of one query that may still answer; who was asked before is not heard any more.
+const MAX_ASKED: usize = 3;
 /// Silent servers are named no more often: instances decide how much is asked.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 /// Tokens of the poll: zones from here, upstream queries and connections from there. A zone has two
@@ -91,8 +93,8 @@ pub(super) struct Record {
 /// A question that was passed on.
 #[derive(Debug)]
 struct Pending {
-    /// Of the server that was asked last; `None` = nobody will answer.
-    socket: Option<UdpSocket>,
+    /// Of the servers that were asked and may still answer, oldest first.
+    sockets: Vec<UdpSocket>,
     zone: NetworkId,
     client: SocketAddr,
     query: Vec<u8>,
@@ -208,9 +210,7 @@ impl Dns {
         let Some(zone) = self.zones.get_mut(network) else { return };
         let domain = network.as_str().to_ascii_lowercase();
         for name in names.iter().map(String::as_str).chain([id.as_str()]) {
-            let name = name.to_ascii_lowercase();
-            let short = strip_domain(&name, &domain).unwrap_or(&name);
-            zone.names.insert(short.into(), record.address);
+            zone.names.insert(super::names::key(name, &domain), record.address);
         }
         zone.records.insert(id.clone(), record);
     }
@@ -399,7 +399,7 @@ impl Dns {
         let name = query.name.as_str();
         let domain = self.zones.iter().find_map(|(network, zone)| {
             let domain = network.as_str().to_ascii_lowercase();
-            Some((zone, strip_domain(name, &domain)?.to_owned()))
+            Some((zone, super::names::strip_domain(name, &domain)?.to_owned()))
         });
         let own = self.zones.get(id).and_then(|zone| zone.names.get(name));
         let qualified = domain.as_ref().and_then(|(zone, short)| zone.names.get(short.as_str()));
@@ -439,7 +439,7 @@ impl Dns {
         let mut number = [0; 2];
         random::fill(&mut number)?;
         let pending = Pending {
-            socket: None,
+            sockets: Vec::new(),
             zone: id.clone(),
             client,
             query: packet.to_vec(),
@@ -486,35 +486,31 @@ impl Dns {
     }
 
     fn take_upstream(&mut self, slot: usize) {
-        let Some(Some(pending)) = self.pending.get(slot) else { return };
-        let Some(socket) = &pending.socket else { return };
+        let Some(mut pending) = self.pending.get_mut(slot).and_then(Option::take) else { return };
+        let Ok(query) = packet::parse(&pending.query) else { return };
         let mut buffer = [0; DATAGRAM + 1];
-        loop {
-            let length = match socket.recv(&mut buffer) {
-                Ok(length) => length,
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
-                // Port unreachable: the next server is asked at once.
-                Err(_) => return self.ask_next_now(slot),
-            };
-            let Ok(query) = packet::parse(&pending.query) else { return };
-            if packet::answers(&buffer[..length], pending.id, query.question) {
-                if length > query.payload().min(DATAGRAM) {
-                    self.reply(&pending.zone, pending.client, &query.truncated());
-                } else {
-                    packet::set_id(&mut buffer, packet::id(&pending.query));
-                    self.reply(&pending.zone, pending.client, &buffer[..length]);
+        let mut at = 0;
+        while let Some(socket) = pending.sockets.get(at) {
+            match socket.recv(&mut buffer) {
+                Ok(length) if packet::answers(&buffer[..length], pending.id, query.question) => {
+                    if length > query.payload().min(DATAGRAM) {
+                        self.reply(&pending.zone, pending.client, &query.truncated());
+                    } else {
+                        packet::set_id(&mut buffer, packet::id(&pending.query));
+                        self.reply(&pending.zone, pending.client, &buffer[..length]);
+                    }
+                    return;
                 }
-                self.pending[slot] = None;
-                return;
+                Ok(_) => {}
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => at += 1,
+                // Port unreachable: the next server is asked at once.
+                Err(_) => {
+                    pending.sockets.remove(at);
+                    pending.try_next = Duration::ZERO;
+                }
             }
         }
-    }
-
-    fn ask_next_now(&mut self, slot: usize) {
-        if let Some(Some(pending)) = self.pending.get_mut(slot) {
-            pending.socket = None;
-            pending.try_next = Duration::ZERO;
-        }
+        self.pending[slot] = Some(pending);
     }
 
     /// When `tick` has something to do; zero = at once.
@@ -543,11 +539,11 @@ impl Dns {
         }
     }
 
-    /// Asks the next server. Behind the last one, whoever was asked may still answer until the end.
+    /// Asks the next server. Whoever was asked before may still answer until the end.
     fn go_on(&mut self, slot: usize, mut pending: Pending, now: Duration) {
         if now < pending.give_up {
             self.ask_next(slot, &mut pending, now);
-            if pending.socket.is_some() {
+            if !pending.sockets.is_empty() {
                 self.pending[slot] = Some(pending);
                 return;
             }
@@ -569,7 +565,10 @@ impl Dns {
             pending.next_server += 1;
             match self.ask(slot, *server, &query) {
                 Ok(socket) => {
-                    pending.socket = Some(socket);
+                    if pending.sockets.len() == MAX_ASKED {
+                        pending.sockets.remove(0);
+                    }
+                    pending.sockets.push(socket);
                     pending.try_next = now + TRY_NEXT;
                     return;
                 }
@@ -599,12 +598,6 @@ fn refused(packet: &[u8], code: u16) -> Vec<u8> {
         Ok(query) => query.refuse(code),
         Err(_) => packet::bare_refusal(packet, code),
     }
-}
-
-/// What stands before the domain; the domain itself is an empty name in it.
-fn strip_domain<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
-    let rest = name.strip_suffix(domain)?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_suffix('.') }
 }
 
 /// A socket that hears only what comes over the bridge.

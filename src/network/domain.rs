@@ -31,7 +31,7 @@ use super::settings::NetworkSettings;
 use super::traffic::{Ledger, Owner};
 use super::wire::Messages;
 use crate::model::event::Event;
-use crate::model::id::{InstanceId, NetworkId};
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
 use crate::model::store::NetworkLinks;
 use crate::sys::netlink::Family;
 use crate::sys::netns::{self, HostNs};
@@ -148,6 +148,7 @@ pub(super) struct Standing {
 #[derive(Clone, Debug)]
 pub(super) struct Attached {
     pub(super) network: NetworkId,
+    pub(super) ident: InstanceIdent,
     /// `None`: loopback only.
     pub(super) wired: Option<Wired>,
     pub(super) names: Vec<String>,

@@ -38,6 +38,19 @@ pub(super) fn of_instance(
     names
 }
 
+/// What stands before the domain; the domain itself is an empty name in it.
+pub(super) fn strip_domain<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
+    let rest = name.strip_suffix(domain)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_suffix('.') }
+}
+
+/// By which the responder of a network knows a name: lower case, without the domain, which is the id
+/// of the network in lower case. The domain itself may be the name of an instance.
+pub(super) fn key(name: &str, domain: &str) -> Box<str> {
+    let name = name.to_ascii_lowercase();
+    strip_domain(&name, domain).filter(|short| !short.is_empty()).unwrap_or(&name).into()
+}
+
 /// A host name goes into files that programs parse: letters, digits, `-`, `_` and single dots.
 pub(super) fn check_hostname(name: &str) -> Result<(), Error> {
     if is_hostname(name) {

@@ -4,9 +4,12 @@
 //! Runs on the net thread. The links of instances that run are changed, never made anew; an error
 //! of one is logged and does not stop the others.
 
+use std::net::Ipv4Addr;
+
 use log::{error, info};
 
 use super::attach::set_gateway;
+use super::dns::Record;
 use super::domain::{Attached, Domain, Standing, chain};
 use super::error::Error;
 use super::rtnl::{self, INSTANCE_INTERFACE, Index};
@@ -22,7 +25,9 @@ impl Domain {
             return;
         }
         let mut messages = Messages::new();
-        for (_, veth) in ports {
+        for (instance, veth) in ports {
+            // The name server may be a new one as well.
+            self.make_known(&instance);
             rtnl::enslave(&mut messages, veth, standing.index);
             rtnl::set_hairpin(&mut messages, veth);
         }
@@ -31,6 +36,16 @@ impl Domain {
         }
         self.set_mtu(id, standing.mtu);
         self.move_gateway(id);
+    }
+
+    /// Its names in its network.
+    pub(super) fn make_known(&mut self, id: &InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        if let Some(wired) = &instance.wired {
+            let (ident, servers) = (instance.ident.clone(), instance.dns_servers.clone());
+            let record = Record { ident, address: wired.address, servers };
+            self.dns.add(&instance.network, id, &instance.names, record);
+        }
     }
 
     /// Changes VLAN, bridge and both ends of all links of its instances.
@@ -77,31 +92,34 @@ impl Domain {
             .collect()
     }
 
-    /// The node may have another address in a network: the default route of each instance follows.
+    /// The node may have another address in a network: the default route and the name server of each
+    /// instance follow.
     fn move_gateway(&mut self, network: &NetworkId) {
-        let Some(gateway) = self.networks.get(network).map(|known| known.wanted.gateway) else {
-            return;
-        };
+        let known = self.networks.get(network);
+        let Some(gateway) = known.map(|known| known.wanted.gateway) else { return };
         for (id, _) in self.wired_in(network) {
-            let has = |instance: &Attached| instance.wired.as_ref().map(|wired| wired.gateway);
-            if self.instances.get(&id).and_then(has) == Some(gateway) {
-                continue;
-            }
-            let moved = self.enter(&id, |channel| {
-                let links = rtnl::links(channel)?;
-                let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
-                set_gateway(channel, gateway, link.ok_or(Error::Vanished("link"))?.index)
-            });
-            if let Err(err) = moved.and_then(|result| result) {
+            if let Err(err) = self.set_gateway_of(&id, gateway) {
                 error!("cannot change default route instance={id} err={}", chain(&err));
-                continue;
-            }
-            if let Some(instance) = self.instances.get_mut(&id) {
-                instance.wired.iter_mut().for_each(|wired| wired.gateway = gateway);
-            }
-            if let Some(instance) = self.instances.get(&id) {
+            } else if let Some(instance) = self.instances.get(&id) {
                 self.rewrite_resolv_conf(&id, instance);
             }
         }
+    }
+
+    fn set_gateway_of(&mut self, id: &InstanceId, gateway: Ipv4Addr) -> Result<(), Error> {
+        let wired = |instance: &Attached| instance.wired.as_ref().map(|wired| wired.gateway);
+        if self.instances.get(id).and_then(wired) == Some(gateway) {
+            return Ok(());
+        }
+        self.enter(id, |channel| {
+            let links = rtnl::links(channel)?;
+            let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
+            set_gateway(channel, gateway, link.ok_or(Error::Vanished("link"))?.index)
+        })??;
+        let instance = self.instances.get_mut(id);
+        if let Some(wired) = instance.and_then(|instance| instance.wired.as_mut()) {
+            wired.gateway = gateway;
+        }
+        Ok(())
     }
 }

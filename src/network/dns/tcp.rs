@@ -16,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect as connect_socket, socket,
 };
 
-use super::{PORT, TRY_NEXT};
+use super::{GIVE_UP, PORT, TRY_NEXT};
 use crate::model::id::NetworkId;
 use crate::network::packet::MAX_QUERY;
 
@@ -151,11 +151,12 @@ impl Connection {
             connect(*server).ok().map(|stream| (at, stream))
         })?;
         let descriptor = stream.as_raw_fd();
+        let patience = if at + 1 < servers.len() { TRY_NEXT } else { GIVE_UP };
         self.phase = Phase::Asking(Upstream {
             stream,
             servers,
             next: at + 1,
-            try_next: now + TRY_NEXT,
+            try_next: now + patience,
             sent: 0,
             piece: Outgoing::default(),
             left: None,

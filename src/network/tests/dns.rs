@@ -127,6 +127,27 @@ fn names_of_the_node_are_known() {
     });
 }
 
+/// Another name server has taken all addresses for a while; an instance has the name of its network.
+#[test]
+fn who_came_before_the_responder_is_known_to_it() {
+    on_a_host("dns_late", |rig: &mut Rig| {
+        forget_host_servers();
+        let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap();
+        rig.update(&[NET1]);
+        let [mut a, _] = two(rig);
+        a.hostname = "net1".to_owned();
+        rig.net.attach(&a).unwrap();
+        assert_eq!(rig.file(&a, "resolv.conf"), "nameserver\t8.8.8.8\n");
+        drop(taken);
+        rig.update(&[("net1", NET1.1, "172.17.0.9")]);
+        assert_eq!(rig.file(&a, "resolv.conf"), "nameserver\t172.17.0.9\n");
+        for name in ["net1", "0.subj.svc"] {
+            let found = ask(&rig.instance(&a), [172, 17, 0, 9], name, TYPE_A);
+            assert_eq!(found, (0, 1, [172, 17, 0, 2]), "{name}");
+        }
+    });
+}
+
 #[test]
 fn other_names_are_asked_upstream() {
     on_a_host("dns_upstream", |rig: &mut Rig| {
@@ -451,6 +472,17 @@ fn servers_that_cannot_be_asked_are_passed_over() {
         good.send_to(&long_answer(&buffer[..length], 4), asker).unwrap();
         bench.turn(at(4999));
         assert_eq!(receive(&client), (0, 0, [7; 4]));
+        // Nor is it given up because there is nobody at the next one.
+        let nobody = Ipv4Addr::new(127, 0, 0, 3).into();
+        let mut bench = Bench::new(&[reachable, nobody]);
+        client.send(&query(77, "example.com", TYPE_A, false)).unwrap();
+        bench.turn(at(0));
+        let (length, asker) = good.recv_from(&mut buffer).unwrap();
+        bench.turn(at(1000));
+        bench.turn(at(1001));
+        good.send_to(&long_answer(&buffer[..length], 4), asker).unwrap();
+        bench.turn(at(1500));
+        assert_eq!(receive(&client), (0, 0, [7; 4]));
         // The cable is pulled.
         let mut bench = Bench::new(&[nowhere, elsewhere]);
         let far = bench.add_far(&[nowhere, elsewhere]);
@@ -494,7 +526,10 @@ fn slow_connections_end() {
         let (mut server, _) = silent.accept().unwrap();
         server.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(read_message(&mut server).is_ok());
+        // Behind the last one there is nobody to hurry for.
         bench.turn(at(22));
+        assert!(!is_closed_now(&mut asking));
+        bench.turn(at(26));
         asking.set_nonblocking(false).unwrap();
         asking.set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(read_message(&mut asking).unwrap()[3] & 0x0f, 2);

@@ -46,6 +46,8 @@ fn bad_instances_leave_nothing() {
         check(&|p| p.params.ip = "172.17.0.1".to_owned(), "is the address of the node");
         check(&|p| p.params.ip = "fd00::3".to_owned(), "IPv6 is not supported");
         check(&|p| p.hostname = "CAM".to_owned(), "hostname CAM already exists");
+        check(&|p| p.hostname = "Cam.NET1".to_owned(), "hostname Cam.NET1 already exists");
+        check(&|p| p.hostname = a.id.to_string(), "already exists");
         check(&|p| p.hostname = "a\nb".to_owned(), "hostname");
         check(&|p| p.ident.instance = 0, "hostname 0.subj.svc already exists");
         check(&|p| p.exposed_ports = vec!["x".to_owned()], "port \"x\"");
