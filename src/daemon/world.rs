@@ -533,7 +533,7 @@ impl LogOut {
     /// The answer of cm-tx to a command that was made with the way for it.
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> CmTxCommand) -> Option<T> {
         let (reply, answer) = bounded(1);
-        progress::waiting(|| self.cm_tx.send_timeout(command(reply), LOG_PART_LIMIT)).ok()?;
+        progress::waiting(|| self.cm_tx.send_timeout(command(reply), LOG_PART_LIMIT).ok())?;
         progress::waiting(|| answer.recv_timeout(LOG_PART_LIMIT)).ok()
     }
 }
