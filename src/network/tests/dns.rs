@@ -19,6 +19,7 @@ use super::rig::{OUTSIDE, PATIENCE, Rig, UPLINK, on_a_host};
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceId, SubjectId};
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::mount::bind;
+use crate::sys::testing::wait_until;
 use crate::sys::thread::spawn;
 
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
@@ -334,15 +335,20 @@ fn connections_are_limited_and_bad_ones_end() {
         assert!(read_message(&mut stream).unwrap().ends_with(&[172, 17, 0, 2]));
         stream.write_all(&[0]).unwrap();
         drop(stream);
-        // So many of one address, so many in all.
+        // So many of one address, so many in all. The name server learns of an end a moment later.
+        let answers = |stream: &mut TcpStream| {
+            write_message(stream, &own).is_ok() && read_message(stream).is_ok()
+        };
         let mut open: Vec<TcpStream> = Vec::new();
-        for plan in &plans[..4] {
+        for (plan, before) in plans[..4].iter().zip((0..).step_by(MAX_OF_ONE)) {
             let from = rig.instance(plan);
-            for _ in 0..MAX_OF_ONE {
+            wait_until("all connections of one address", || {
                 let mut stream = connect(&from);
-                works(&mut stream);
-                open.push(stream);
-            }
+                if answers(&mut stream) {
+                    open.push(stream);
+                }
+                open.len() == before + MAX_OF_ONE
+            });
             assert!(is_closed(&mut connect(&from)));
         }
         assert_eq!(open.len(), MAX_CONNECTIONS);
@@ -350,11 +356,7 @@ fn connections_are_limited_and_bad_ones_end() {
         assert!(is_closed(&mut connect(&last)));
         open.iter_mut().for_each(works);
         open.pop();
-        // The name server learns of the end a moment later.
-        crate::sys::testing::wait_until("room for a connection", || {
-            let mut stream = connect(&last);
-            write_message(&mut stream, &own).is_ok() && read_message(&mut stream).is_ok()
-        });
+        wait_until("room for a connection", || answers(&mut connect(&last)));
         assert_eq!(ask(&last, [172, 17, 0, 1], "subj.svc", TYPE_A).1, 1);
     });
 }
