@@ -201,7 +201,7 @@ impl State {
     }
 
     fn override_env(&mut self, now: Now, session: Session, list: Vec<EnvOverride>) {
-        let answer = self.overrides.replace(list, now.wall_ms);
+        let answer = self.overrides.replace(list, self.by_ident.keys(), now.wall_ms);
         self.changes.push(Change::SetEnvOverrides(self.overrides.list().to_vec()));
         self.stale_goals = true;
         self.cm.answers.push_back((session, CmReport::EnvStatus(answer)));

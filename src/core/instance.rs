@@ -84,7 +84,7 @@ pub struct Inputs {
     pub layers: Vec<std::path::PathBuf>,
     pub devices: Vec<(Device, String)>,
     pub resources: Vec<Resource>,
-    pub overrides: Vec<String>,
+    pub overrides: Arc<[String]>,
     pub max_dmips: u64,
     pub rules: RunRules,
     pub digest: String,

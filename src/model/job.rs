@@ -92,7 +92,7 @@ pub struct StartPlan {
     /// Value of `AOS_SECRET`; `None` = the service has no permissions.
     pub secret: Option<Arc<str>>,
     /// Override variables as `NAME=value`, in the order of application.
-    pub overrides: Vec<String>,
+    pub overrides: Arc<[String]>,
     /// Devices with the access (`rwm` subset) that the service asks for.
     pub devices: Vec<(Device, String)>,
     pub resources: Vec<Resource>,
@@ -121,7 +121,7 @@ pub struct Record {
     /// Digest of all inputs of the runtime spec (without the secret) and of the network.
     pub inputs_digest: String,
     /// Override variables in use, `NAME=value`.
-    pub overrides: Vec<String>,
+    pub overrides: Arc<[String]>,
     /// Hash of the secret in use, hex; empty = none.
     pub secret_hash: String,
     /// Init of the container, 0 while it is being created.

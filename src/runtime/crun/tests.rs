@@ -478,7 +478,7 @@ fn record(pid: u32, start_time: u64) -> Record {
         ident,
         service_version: "1.0.0".into(),
         inputs_digest: String::new(),
-        overrides: Vec::new(),
+        overrides: Arc::default(),
         secret_hash: String::new(),
         pid,
         start_time,

@@ -52,7 +52,7 @@ pub(crate) fn plan() -> StartPlan {
         image: Arc::new(image),
         layers: Vec::new(),
         secret: None,
-        overrides: Vec::new(),
+        overrides: Arc::default(),
         devices: Vec::new(),
         resources: Vec::new(),
         max_dmips: 10_000,
@@ -319,7 +319,8 @@ fn secret_and_overrides() {
             plan.secret = Some(Arc::from("7f9c"));
             image(plan).env = texts(&["MODE=prod", "AOS_SECRET=image"]);
             plan.overrides =
-                texts(&["AOS_SECRET=override", "MODE=test", "NEW=1", "AOS_SERVICE_ID=other"]);
+                texts(&["AOS_SECRET=override", "MODE=test", "NEW=1", "AOS_SERVICE_ID=other"])
+                    .into();
         },
         expect![[r#"
             - /process/env = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","TERM=xterm","AOS_SERVICE_ID=svc-a","AOS_SUBJECT_ID=subj-1","AOS_INSTANCE_INDEX=0","AOS_INSTANCE_ID=0b0c4f0e-6f0a-4d5e-9d3f-2f1f6a0f8a11"]
@@ -516,7 +517,7 @@ fn resources_replace_mounts_and_variables() {
             resolved.device_sources = vec!["/dev/null".into()];
             service(plan).quotas.tmp_bytes = Some(1);
             image(plan).env = texts(&["MODE=image"]);
-            plan.overrides = texts(&["OTHER=override"]);
+            plan.overrides = texts(&["OTHER=override"]).into();
             let mut first = resource(vec![
                 mount("/run/fx", "", "/run/fx", &["bind", "ro"]),
                 mount("/etc/ssl", "bind", "/srv/ssl", &["ro"]),
