@@ -8,7 +8,7 @@ use crate::core::Effect;
 use crate::core::data::Data;
 use crate::core::instance::{Goal, Inputs, Instance, Phase, Secret, Verdict};
 use crate::core::secrets::Leaving;
-use crate::core::state::{LastTraffic, Orphan, State, Survey, Sweep};
+use crate::core::state::{LastTraffic, Orphan, Round, State, Survey, Sweep};
 use crate::model::command::CmCommand;
 use crate::model::desired::{DesiredInstance, EnvOverride, NetworkParams, RunRequest};
 use crate::model::event::{Event, Exit, IamEvent, Session};
@@ -28,9 +28,6 @@ use crate::ports::Now;
 const MAX_REMOVALS: u32 = 4;
 /// Time between them.
 const REMOVAL_PERIOD: Duration = Duration::from_secs(10);
-/// A run request gets its full status after so long even if installs or starts still go on: the CM
-/// gives up after ten minutes, and until then it hears nothing of the others.
-const ROUND_LIMIT: Duration = Duration::from_secs(9 * 60);
 /// What an orderly stop may take; a job that hangs is left to the end of the process.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -233,10 +230,7 @@ impl State {
             self.want_instance(now, desired, request.force_restart);
         }
         self.give_up_nameless();
-        self.round = true;
-        if self.cm.registered {
-            self.cm.full_status_by = Some(now.mono + ROUND_LIMIT);
-        }
+        self.round = Round::Running { by: None };
         self.stale_goals = true;
     }
 

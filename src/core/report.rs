@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::instance::{Goal, Instance, Reported};
-use crate::core::state::{State, Survey};
+use crate::core::state::{Round, State, Survey};
 use crate::core::{Effect, NodeConfigWork};
 use crate::document::{NumberUnit, node_config};
 use crate::model::command::CmCommand;
@@ -19,6 +19,9 @@ use crate::ports::Now;
 /// A registration gets its full status after so long even if instances are still on their way
 /// (D26).
 const FULL_STATUS_LIMIT: Duration = Duration::from_secs(30);
+/// A run request gets its full status after so long even if installs or starts still go on: the CM
+/// gives up after ten minutes, and until then it hears nothing of the others.
+const ROUND_LIMIT: Duration = Duration::from_secs(9 * 60);
 /// Shortest time between two positions of the alerts in the store.
 const POSITION_PERIOD: Duration = Duration::from_secs(60);
 /// Shortest time between two delta statuses of one instance (R24).
@@ -26,9 +29,12 @@ const DELTA_PERIOD: Duration = Duration::from_secs(1);
 
 impl State {
     pub(crate) fn plan_reports(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let round_ended = self.round && self.is_settled(now);
+        let round_ended = self.round != Round::Done && self.is_settled(now);
         if round_ended {
-            self.round = false;
+            self.round = Round::Done;
+        }
+        if let Round::Running { by } = &mut self.round {
+            by.get_or_insert(now.mono + ROUND_LIMIT);
         }
         if !self.stopping {
             self.plan_registration(now, effects);
@@ -43,7 +49,7 @@ impl State {
             return;
         }
         self.plan_full_status(now, session, round_ended, effects);
-        if self.cm.full_status_by.is_none() {
+        if self.full_status_at().is_none() {
             self.plan_changes(now, session, effects);
         }
         if self.cm.accepted {
@@ -141,6 +147,12 @@ impl State {
         }
     }
 
+    /// When the next full status is sent at the latest; until then there are no deltas. That of a
+    /// registration does not wait for a request that comes after it.
+    fn full_status_at(&self) -> Option<Duration> {
+        self.cm.full_status_by.or(self.round.ends_by())
+    }
+
     fn plan_full_status(
         &mut self,
         now: Now,
@@ -148,14 +160,22 @@ impl State {
         round_ended: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let due = self.cm.full_status_by.is_some_and(|by| !self.round || now.mono >= by);
-        if !due && !round_ended {
-            if let Some(by) = self.cm.full_status_by {
-                self.wake(by);
+        let due = match self.full_status_at() {
+            Some(at) => now.mono >= at || self.round == Round::Done,
+            None => round_ended,
+        };
+        if due {
+            self.cm.full_status_by = None;
+            if self.round.ends_by().is_some_and(|by| now.mono >= by) {
+                self.round = Round::Late;
             }
+        }
+        if let Some(at) = self.full_status_at() {
+            self.wake(at);
+        }
+        if !due {
             return;
         }
-        self.cm.full_status_by = None;
         let mut statuses = Vec::with_capacity(self.instances.len() + self.rejected.len());
         for instance in self.instances.values_mut().filter(|i| i.wanted) {
             statuses.push(instance.report());

@@ -118,6 +118,30 @@ pub enum Survey {
     Done,
 }
 
+/// Whether a run request, or the initial start, has settled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Round {
+    Done,
+    /// No delta statuses. A full status follows when it has settled, and in any case at `by`,
+    /// CLOCK_MONOTONIC; the next plan sets it.
+    Running {
+        by: Option<Duration>,
+    },
+    /// It has taken so long that it got a full status before it has settled, and the others their
+    /// deltas again.
+    Late,
+}
+
+impl Round {
+    /// When it gets a full status although it has not settled.
+    pub fn ends_by(self) -> Option<Duration> {
+        match self {
+            Self::Running { by } => by,
+            Self::Done | Self::Late => None,
+        }
+    }
+}
+
 /// Left by an earlier life of the daemon.
 #[derive(Clone, Debug, Default)]
 pub struct Orphan {
@@ -185,8 +209,7 @@ pub struct State {
     pub(crate) alert_position_due: Duration,
     pub survey: Survey,
     pub tidied: bool,
-    /// A run request (or the initial start) has not settled: no delta statuses.
-    pub round: bool,
+    pub round: Round,
     /// Goals must be worked out anew.
     pub stale_goals: bool,
     /// Exec jobs in flight.
@@ -290,7 +313,7 @@ impl State {
             alert_position_due: Duration::ZERO,
             survey: Survey::Due,
             tidied: false,
-            round: true,
+            round: Round::Running { by: None },
             stale_goals: true,
             exec_jobs: 0,
             iam_up: false,

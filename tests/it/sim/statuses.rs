@@ -52,6 +52,51 @@ fn a_registration_gets_its_status_after_thirty_seconds_and_again_when_settled() 
 }
 
 #[test]
+fn a_full_status_of_a_registration_does_not_end_a_run() {
+    let mut unit = running(13, &[("b", "1")]);
+    unit.fetch_up = false;
+    unit.run(request(&[("b", "1"), ("c", "1")]));
+    unit.disconnect();
+    unit.connect();
+    unit.settle();
+    assert_eq!((unit.full_statuses(), &*unit.full_status()["c"]), (1, "inactive 1"));
+    unit.host.exit(&unit.id_of("b"), Exit::Code(1));
+    unit.settle();
+    assert!(unit.deltas().is_empty(), "{:?}", unit.deltas());
+    unit.advance(Duration::from_secs(9 * 60));
+    assert_eq!((unit.full_statuses(), &*unit.full_status()["b"]), (2, "active 1"));
+    unit.host.exit(&unit.id_of("b"), Exit::Code(1));
+    unit.settle();
+    assert_eq!(unit.deltas(), ["b failed(1) 1 exited with code 1", "b active 1"]);
+    unit.fetch_up = true;
+    unit.settle();
+    assert_eq!((unit.full_statuses(), &*unit.full_status()["c"]), (3, "active 1"));
+    unit.host.exit(&unit.id_of("b"), Exit::Code(1));
+    unit.settle();
+    assert_eq!(unit.deltas().len(), 4);
+}
+
+#[test]
+fn a_request_does_not_put_off_the_status_of_a_registration() {
+    let mut unit = running(14, &[("a", "1")]);
+    unit.kill();
+    unit.exec_up = false;
+    unit.boot();
+    unit.connect();
+    while unit.step() {}
+    unit.advance(Duration::from_secs(20));
+    unit.run(request(&[("a", "1"), ("b", "1")]));
+    while unit.step() {}
+    unit.advance(Duration::from_secs(9));
+    assert_eq!(unit.full_statuses(), 0);
+    unit.advance(Duration::from_secs(1));
+    assert_eq!((unit.full_statuses(), &*unit.full_status()["a"]), (1, "inactive 1"));
+    unit.exec_up = true;
+    unit.settle();
+    assert_eq!((unit.full_statuses(), &*unit.full_status()["b"]), (2, "active 1"));
+}
+
+#[test]
 fn nothing_is_sent_before_the_node_is_known() {
     let mut unit = Unit::new(3);
     unit.iam_up = false;
