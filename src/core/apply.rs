@@ -28,6 +28,8 @@ use crate::ports::Now;
 const MAX_REMOVALS: u32 = 4;
 /// Time between them.
 const REMOVAL_PERIOD: Duration = Duration::from_secs(10);
+/// Refused instances that outlive the daemon; a CM that asks for more has lost its way.
+const MAX_STORED_REFUSALS: usize = 1024;
 /// What an orderly stop may take; a job that hangs is left to the end of the process.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -213,14 +215,14 @@ impl State {
             request.force_restart
         );
         self.packages.want(&request, now.wall_ms, &mut self.changes);
-        self.rejected.clear();
+        let refused_before = std::mem::take(&mut self.rejected);
         for instance in self.instances.values_mut().filter(|i| i.phase == Phase::Quarantined) {
             instance.phase = Phase::Grace(Duration::ZERO);
         }
         for rejected in request.rejected {
             log::error!("element of the run request refused reason={}", rejected.reason);
             if let Some(ident) = rejected.ident {
-                self.rejected.push((ident, ErrorInfo::text(rejected.reason)));
+                self.rejected.push((ident, rejected.reason));
             }
         }
         let named: BTreeSet<InstanceIdent> =
@@ -228,6 +230,10 @@ impl State {
         self.drop_unnamed(&named);
         for desired in request.instances {
             self.want_instance(now, desired, request.force_restart);
+        }
+        if self.rejected != refused_before {
+            let kept = self.rejected.iter().take(MAX_STORED_REFUSALS).cloned().collect();
+            self.changes.push(Change::SetRefused(kept));
         }
         self.give_up_nameless();
         self.round = Round::Running { by: None };
@@ -269,7 +275,7 @@ impl State {
         }
         if self.by_ident.len() >= self.policy.max_instances {
             let text = format!("more than {} instances", self.policy.max_instances);
-            self.rejected.push((ident, ErrorInfo::text(text)));
+            self.rejected.push((ident, text));
             return;
         }
         if let Some(instance) = self.take_nameless(&desired) {

@@ -181,11 +181,11 @@ impl State {
             statuses.push(instance.report());
         }
         let unnamed = self.rejected.iter().filter(|(ident, _)| !self.by_ident.contains_key(ident));
-        statuses.extend(unnamed.map(|(ident, error)| InstanceStatus {
+        statuses.extend(unnamed.map(|(ident, reason)| InstanceStatus {
             ident: ident.clone(),
             service_version: "".into(),
             state: RunState::Failed,
-            error: Some(error.clone()),
+            error: Some(ErrorInfo::text(reason.clone())),
         }));
         effects.push(Effect::Report(session, CmReport::RunStatus(statuses)));
     }

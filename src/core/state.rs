@@ -17,7 +17,7 @@ use crate::model::event::Session;
 use crate::model::id::{InstanceId, InstanceIdent, NetworkId, ServiceKey};
 use crate::model::job::DiskFigures;
 use crate::model::node::{Host, NodeInfo};
-use crate::model::status::{Alert, AlertPayload, CmReport, ErrorInfo};
+use crate::model::status::{Alert, AlertPayload, CmReport};
 use crate::model::store::{Change, Offline, Snapshot};
 
 /// While online, the time of the last contact with the cloud is written so often, if an instance
@@ -193,7 +193,7 @@ pub struct State {
     pub instances: BTreeMap<InstanceId, Instance>,
     pub by_ident: BTreeMap<InstanceIdent, InstanceId>,
     /// Idents of the last request that could not even be taken over.
-    pub rejected: Vec<(InstanceIdent, ErrorInfo)>,
+    pub rejected: Vec<(InstanceIdent, String)>,
     /// Things found on the host that belong to nothing we want.
     pub orphans: BTreeMap<InstanceId, Orphan>,
     /// Found on the host while the database is empty.
@@ -303,7 +303,7 @@ impl State {
             networks_kept: false,
             instances,
             by_ident,
-            rejected: Vec::new(),
+            rejected: stored.refused,
             orphans: BTreeMap::new(),
             nameless,
             sweep: Sweep::default(),

@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub instances: Vec<StoredInstance>,
     /// Instances that are not wanted any more, but that IAM may still know.
     pub leaving: Vec<(InstanceId, InstanceIdent)>,
+    /// Instances of the last request that were refused, and why.
+    pub refused: Vec<(InstanceIdent, String)>,
     pub networks: Vec<NetworkParams>,
     pub network_links: Vec<NetworkLinks>,
     pub traffic: Vec<TrafficRow>,
@@ -76,6 +78,8 @@ pub enum Change {
     RemoveInstance(InstanceId),
     /// Replaces the whole list.
     SetLeaving(Vec<(InstanceId, InstanceIdent)>),
+    /// Replaces the whole list.
+    SetRefused(Vec<(InstanceIdent, String)>),
     /// Replaces the whole set.
     SetNetworks(Vec<NetworkParams>),
     SetNodeInfo(NodeInfo),

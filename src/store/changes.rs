@@ -68,6 +68,7 @@ pub(super) fn write(batch: &mut Batch<'_>, change: &Change) -> rusqlite::Result<
         Change::RemoveInstance(id) => batch
             .execute("DELETE FROM instances WHERE id = :id", named_params! { ":id": id.as_str() }),
         Change::SetLeaving(list) => put_meta(batch, rows::META_LEAVING, &json::write_leaving(list)),
+        Change::SetRefused(list) => put_meta(batch, rows::META_REFUSED, &json::write_refused(list)),
         Change::SetNetworks(networks) => set_networks(batch, networks),
         Change::SetNodeInfo(node) => {
             put_meta(batch, rows::META_NODE_INFO, &json::write_node_info(node))
@@ -101,6 +102,7 @@ pub(super) fn name_of(change: &Change) -> &'static str {
         Change::PutInstance(_) => "put instance",
         Change::RemoveInstance(_) => "remove instance",
         Change::SetLeaving(_) => "set leaving instances",
+        Change::SetRefused(_) => "set refused instances",
         Change::SetNetworks(_) => "set networks",
         Change::SetNodeInfo(_) => "set node info",
         Change::SetEnvOverrides(_) => "set override variables",

@@ -252,3 +252,34 @@ pub(super) fn read_leaving(text: &str) -> Result<Vec<(InstanceId, InstanceIdent)
     };
     Ok(parse::<Vec<LeavingJson>>(text)?.into_iter().map(read).collect())
 }
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RefusedJson {
+    service_id: String,
+    subject_id: String,
+    instance: u64,
+    error: String,
+}
+
+pub(super) fn write_refused(list: &[(InstanceIdent, String)]) -> String {
+    let json = |(ident, error): &(InstanceIdent, String)| RefusedJson {
+        service_id: ident.service_id.as_str().to_owned(),
+        subject_id: ident.subject_id.as_str().to_owned(),
+        instance: ident.instance,
+        error: error.clone(),
+    };
+    write(&list.iter().map(json).collect::<Vec<_>>())
+}
+
+pub(super) fn read_refused(text: &str) -> Result<Vec<(InstanceIdent, String)>, Error> {
+    let read = |json: RefusedJson| {
+        let ident = InstanceIdent {
+            service_id: ServiceId::new(&json.service_id),
+            subject_id: SubjectId::new(&json.subject_id),
+            instance: json.instance,
+        };
+        (ident, json.error)
+    };
+    Ok(parse::<Vec<RefusedJson>>(text)?.into_iter().map(read).collect())
+}

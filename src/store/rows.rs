@@ -30,6 +30,7 @@ pub(super) const LAYER: &str = "layer";
 pub(super) const META_NODE_INFO: &str = "node_info";
 pub(super) const META_ENV_OVERRIDES: &str = "env_overrides";
 pub(super) const META_LEAVING: &str = "leaving";
+pub(super) const META_REFUSED: &str = "refused";
 pub(super) const META_OFFLINE: &str = "offline";
 pub(super) const META_JOURNAL_CURSOR: &str = "journal_cursor";
 
@@ -57,6 +58,7 @@ pub(super) fn read_all(db: &Connection) -> Result<Snapshot, Error> {
         wanted: read_table(db, "wanted", wanted)?,
         instances: read_table(db, "instances", instance)?,
         leaving: read_meta(db, META_LEAVING, json::read_leaving)?.unwrap_or_default(),
+        refused: read_meta(db, META_REFUSED, json::read_refused)?.unwrap_or_default(),
         networks: read_table(db, "networks", network)?,
         network_links: read_links(db)?,
         traffic: read_table(db, "traffic", traffic)?,

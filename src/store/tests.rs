@@ -183,6 +183,7 @@ fn filled() -> (Vec<Change>, Snapshot) {
         wanted: vec![wanted_layer(), wanted_service()],
         instances: vec![instance("id0", 0), instance("id1", u64::MAX)],
         leaving: vec![(InstanceId::new("id9"), instance("id9", u64::MAX).instance.ident)],
+        refused: vec![(instance("id8", 7).instance.ident, "a \"b\"".to_owned())],
         networks: vec![network("n0", 0), network("n1", u64::MAX)],
         network_links: Vec::new(),
         traffic: vec![counter("AOS_SYSTEM_IN", 7), counter("AOS_SYSTEM_OUT", u64::MAX)],
@@ -198,6 +199,7 @@ fn filled() -> (Vec<Change>, Snapshot) {
         Change::PutInstance(snapshot.instances[0].clone()),
         Change::PutInstance(snapshot.instances[1].clone()),
         Change::SetLeaving(snapshot.leaving.clone()),
+        Change::SetRefused(snapshot.refused.clone()),
         Change::SetNetworks(snapshot.networks.clone()),
         Change::SetNodeInfo(snapshot.node_info.clone().unwrap()),
         Change::SetEnvOverrides(snapshot.env_overrides.clone()),
@@ -271,6 +273,7 @@ fn each_change_does_what_it_says() {
     });
     step(&[Change::SetNetworks(Vec::new())], |s| s.networks.clear());
     step(&[Change::SetLeaving(Vec::new())], |s| s.leaving.clear());
+    step(&[Change::SetRefused(Vec::new())], |s| s.refused.clear());
     step(&[Change::SetEnvOverrides(Vec::new())], |s| s.env_overrides.clear());
     step(&[Change::SetOffline(Offline::default())], |s| s.offline = Some(Offline::default()));
 }

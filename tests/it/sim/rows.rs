@@ -25,6 +25,7 @@ pub fn change(rows: &mut Snapshot, change: Change) {
         }
         Change::RemoveInstance(id) => rows.instances.retain(|r| r.id != id),
         Change::SetLeaving(list) => rows.leaving = list,
+        Change::SetRefused(list) => rows.refused = list,
         Change::SetNetworks(networks) => rows.networks = networks,
         Change::SetNodeInfo(node) => rows.node_info = Some(node),
         Change::SetEnvOverrides(list) => rows.env_overrides = list,

@@ -211,6 +211,24 @@ fn refused_elements_are_failed_unless_named_properly_too() {
     unit.settle();
     let status = unit.full_status();
     assert_eq!((&*status["a"], &*status["x"]), ("active 1", "failed  uid 0"));
+    // Also in the next life, until the next request.
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    let status = unit.full_status();
+    assert_eq!((&*status["a"], &*status["x"]), ("active 1", "failed  uid 0"));
+    unit.policy.max_instances = 1;
+    unit.boot();
+    unit.connect();
+    unit.run(request(&[("a", "1"), ("y", "1")]));
+    unit.settle();
+    unit.boot();
+    unit.connect();
+    unit.settle();
+    let status = unit.full_status();
+    assert_eq!((status.len(), &*status["y"]), (2, "failed  more than 1 instances"));
+    unit.run(request(&[("a", "1")]));
+    assert!(unit.rows.refused.is_empty());
 }
 
 #[test]
