@@ -383,8 +383,7 @@ impl Domain {
             return Err(err);
         }
         fault::point("attach step");
-        let (address, gateway) = (place.address, place.gateway);
-        Ok(Wired { address, gateway, veth, share: self.new_share(attachment, place) })
+        Ok(Wired::new(place, veth, self.new_share(attachment, place)))
     }
 
     /// What an instance gets in the rules.
@@ -397,7 +396,7 @@ impl Domain {
     }
 
     /// The pair, its alias and hairpin in one send.
-    fn create_veth(
+    pub(super) fn create_veth(
         &mut self,
         id: &InstanceId,
         place: &Place,
@@ -444,7 +443,7 @@ impl Domain {
         Err(Error::NoFreeLink { attempts: LINK_ATTEMPTS })
     }
 
-    fn is_in_doubt(&self, network: &NetworkId) -> bool {
+    pub(super) fn is_in_doubt(&self, network: &NetworkId) -> bool {
         self.networks.get(network).is_some_and(|network| network.standing.is_none())
     }
 
@@ -458,7 +457,7 @@ impl Domain {
     }
 
     /// Loopback, address and default route in one send.
-    fn configure(&mut self, place: &Place, inside: &mut Channel) -> Result<(), Error> {
+    pub(super) fn configure(&mut self, place: &Place, inside: &mut Channel) -> Result<(), Error> {
         let index = self.peer_index;
         let prefix = place.subnet.prefix();
         let mut messages = Messages::new();
@@ -481,7 +480,7 @@ impl Domain {
     }
 
     /// Both ends of new links are up: the ports, then the bridges may send.
-    fn settle<'a>(&mut self, ids: impl Iterator<Item = &'a InstanceId>) {
+    pub(super) fn settle<'a>(&mut self, ids: impl Iterator<Item = &'a InstanceId>) {
         let mut messages = Messages::new();
         let mut bridges: BTreeSet<Index> = BTreeSet::new();
         for attached in ids.filter_map(|id| self.instances.get(id)) {
@@ -533,7 +532,7 @@ impl Domain {
         set_speed(&mut self.links, veth, place.download_kbit)?;
         let share = self.new_share(attachment, place);
         self.firewall.replace(&old, &share)?;
-        Ok(Wired { address: place.address, gateway: place.gateway, veth, share })
+        Ok(Wired::new(place, veth, share))
     }
 
     /// Asks something of the kernel inside the namespace of an instance.
@@ -542,6 +541,10 @@ impl Domain {
         id: &InstanceId,
         act: impl FnOnce(&mut Channel) -> T,
     ) -> Result<T, Error> {
+        self.channel_of(id).map(|mut channel| act(&mut channel))
+    }
+
+    pub(super) fn channel_of(&self, id: &InstanceId) -> Result<Channel, Error> {
         let path = netns::path(id.as_str());
         let opened = self.host.enter(id.as_str(), || Netlink::for_few_requests(Family::Route));
         let socket = opened.and_then(|socket| socket).map_err(|source| Error::File {
@@ -549,7 +552,7 @@ impl Domain {
             path,
             source,
         })?;
-        Ok(act(&mut Channel::new(socket)))
+        Ok(Channel::new(socket))
     }
 
     /// Removes all that an instance has; an unknown one is success. Every step is attempted, the

@@ -13,7 +13,7 @@ use mio::Registry;
 use nix::errno::Errno;
 
 use super::accounting::LocalNetworks;
-use super::attach::Inside;
+use super::attach::{Inside, Place};
 use super::caps::NetCaps;
 use super::channel::Channel;
 use super::dns::Dns;
@@ -163,7 +163,19 @@ pub(super) struct Wired {
     /// Where its default route leads.
     pub(super) gateway: Ipv4Addr,
     pub(super) veth: Index,
+    /// Somebody deleted the link.
+    pub(super) is_lost: bool,
     pub(super) share: Share,
+    /// What the link lets through, kbit/s.
+    pub(super) download_kbit: Option<u64>,
+    pub(super) upload_kbit: Option<u64>,
+}
+
+impl Wired {
+    pub(super) fn new(place: &Place, veth: Index, share: Share) -> Self {
+        let Place { address, gateway, download_kbit, upload_kbit, .. } = *place;
+        Self { address, gateway, veth, is_lost: false, share, download_kbit, upload_kbit }
+    }
 }
 
 /// What an earlier life of the daemon left in the kernel.

@@ -187,11 +187,11 @@ impl Domain {
                 network.standing = None;
             }
         }
-        let wired = |instance: &super::domain::Attached| {
-            instance.wired.as_ref().is_some_and(|wired| wired.veth == index)
-        };
-        if let Some((id, _)) = self.instances.iter().find(|(_, instance)| wired(instance)) {
-            error!("somebody deleted the link of an instance instance={id}");
+        for (id, instance) in &mut self.instances {
+            if let Some(wired) = instance.wired.as_mut().filter(|wired| wired.veth == index) {
+                warn!("somebody deleted the link of an instance; making it anew instance={id}");
+                wired.is_lost = true;
+            }
         }
     }
 
@@ -252,7 +252,7 @@ impl Domain {
         }
     }
 
-    /// Makes networks anew that do not stand.
+    /// Makes networks anew that do not stand, and links that somebody deleted.
     pub(super) fn raise_doubtful(&mut self, now: Duration) {
         let due = |network: &Bridged| network.standing.is_none() && network.retry_at <= now;
         let doubtful = self.networks.iter().filter(|(_, network)| due(network));
@@ -265,6 +265,7 @@ impl Domain {
                 }
             }
         }
+        self.rewire_lost();
     }
 }
 

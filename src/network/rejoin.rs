@@ -1,20 +1,21 @@
 //! What the instances of a network have to follow: another bridge, another MTU, another address of
-//! the node.
+//! the node; and another link, if somebody deleted theirs.
 //!
-//! Runs on the net thread. The links of instances that run are changed, never made anew; an error
-//! of one is logged and does not stop the others.
+//! Runs on the net thread. The instances run on; an error of one is logged and does not stop the
+//! others.
 
 use std::net::Ipv4Addr;
 
 use log::{error, info};
 
-use super::attach::set_gateway;
+use super::attach::{Place, set_gateway};
 use super::dns::Record;
-use super::domain::{Attached, Domain, Standing, chain};
+use super::domain::{Attached, Domain, Standing, Wired, chain};
 use super::error::Error;
 use super::rtnl::{self, INSTANCE_INTERFACE, Index};
 use super::wire::Messages;
 use crate::model::id::{InstanceId, NetworkId};
+use crate::sys::netns;
 
 impl Domain {
     /// Puts the instances of a network back into it: its bridge may be a new one, and the node may
@@ -46,6 +47,56 @@ impl Domain {
             let record = Record { ident, address: wired.address, servers };
             self.dns.add(&instance.network, id, &instance.names, record);
         }
+    }
+
+    /// Makes the links anew that somebody deleted, in networks that stand.
+    pub(super) fn rewire_lost(&mut self) {
+        let is_lost = |instance: &Attached| instance.wired.as_ref().is_some_and(|w| w.is_lost);
+        let lost = self.instances.iter().filter(|(_, instance)| is_lost(instance));
+        let lost: Vec<(InstanceId, NetworkId)> =
+            lost.map(|(id, instance)| (id.clone(), instance.network.clone())).collect();
+        for (id, network) in lost {
+            if self.is_in_doubt(&network) {
+                continue;
+            }
+            let Err(err) = self.rewire(&id) else { continue };
+            // Without its bridge: once more when that is there again.
+            if !self.is_in_doubt(&network) {
+                error!("instance stays without network instance={id} err={}", chain(&err));
+                self.set_wired(&id, |wired| wired.is_lost = false);
+            }
+        }
+    }
+
+    fn set_wired(&mut self, id: &InstanceId, change: impl FnOnce(&mut Wired)) {
+        let instance = self.instances.get_mut(id);
+        instance.and_then(|instance| instance.wired.as_mut()).map(change);
+    }
+
+    /// Makes the link of an instance anew; its rules know it by its address.
+    fn rewire(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let Some(Attached { network, wired: Some(wired), .. }) = self.instances.get(id).cloned()
+        else {
+            return Err(Error::Vanished("instance"));
+        };
+        let standing = self.raise_network(&network)?;
+        let known = self.networks.get(&network).ok_or(Error::Vanished("network"))?;
+        let (subnet, gateway) = (known.wanted.subnet, known.wanted.gateway);
+        let Wired { address, download_kbit, upload_kbit, .. } = wired;
+        let place = Place { download_kbit, upload_kbit, standing, subnet, gateway, address };
+        let mut inside = self.channel_of(id)?;
+        let namespace = netns::open(id.as_str()).ok().flatten();
+        let namespace = namespace.ok_or(Error::Vanished("network namespace"))?;
+        let veth = self.create_veth(id, &place, &namespace)?;
+        if let Err(err) = self.configure(&place, &mut inside) {
+            self.delete_links(&[veth]);
+            return Err(err);
+        }
+        self.set_wired(id, |wired| {
+            (wired.veth, wired.gateway, wired.is_lost) = (veth, gateway, false);
+        });
+        self.settle(std::iter::once(id));
+        Ok(())
     }
 
     /// Changes VLAN, bridge and both ends of all links of its instances.
@@ -88,7 +139,9 @@ impl Domain {
     fn wired_in(&self, network: &NetworkId) -> Vec<(InstanceId, Index)> {
         let inside = self.instances.iter().filter(|(_, instance)| instance.network == *network);
         inside
-            .filter_map(|(id, instance)| Some((id.clone(), instance.wired.as_ref()?.veth)))
+            .filter_map(|(id, instance)| Some((id, instance.wired.as_ref()?)))
+            .filter(|(_, wired)| !wired.is_lost)
+            .map(|(id, wired)| (id.clone(), wired.veth))
             .collect()
     }
 
@@ -116,10 +169,7 @@ impl Domain {
             let link = links.iter().find(|link| link.name == INSTANCE_INTERFACE);
             set_gateway(channel, gateway, link.ok_or(Error::Vanished("link"))?.index)
         })??;
-        let instance = self.instances.get_mut(id);
-        if let Some(wired) = instance.and_then(|instance| instance.wired.as_mut()) {
-            wired.gateway = gateway;
-        }
+        self.set_wired(id, |wired| wired.gateway = gateway);
         Ok(())
     }
 }

@@ -285,6 +285,22 @@ fn what_others_delete_comes_back() {
         });
         assert!(a.reaches(&b, [172, 17, 0, 3].into()).is_ok());
         assert!(a.reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+        // The link of an instance, and then both it and its bridge.
+        let links = |rig: &Rig, kind: &str| -> Vec<u32> {
+            rig.links().iter().filter(|link| link.kind == kind).map(|link| link.index).collect()
+        };
+        for kinds in [&["veth"][..], &["veth", "bridge"]] {
+            let before: Vec<u32> = kinds.iter().map(|kind| links(rig, kind)[0]).collect();
+            before.iter().for_each(|index| rig.delete_link(*index));
+            wait_until("another link", || links(rig, "veth").len() == 2);
+            rig.update(&[NET1]);
+            assert!(a.reaches(&b, [172, 17, 0, 3].into()).is_ok());
+            assert!(a.reaches(&rig.node(), [172, 17, 0, 1].into()).is_ok());
+        }
+        for plan in &plans {
+            rig.net.detach(&plan.id).unwrap();
+        }
+        rig.wait_for_links(&["br-net1"]);
     });
 }
 
