@@ -89,7 +89,7 @@ impl Domain {
             debug!("rules of several instances refused err={}", chain(&err));
             for index in built(&results) {
                 let id = &plans[index].id;
-                results[index] = self.add_rules(id);
+                results[index] = self.firewall.add(&self.share(id));
                 if results[index].is_err() {
                     self.undo(id);
                 }

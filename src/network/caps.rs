@@ -32,6 +32,8 @@ pub(super) struct NetCaps {
     pub(super) vlan: bool,
     /// The queueing discipline for speed limits.
     pub(super) tbf: bool,
+    /// Limits of speed in the rules; asked for where there is no tbf.
+    pub(super) limit: bool,
     /// Limits of volume; known once the firewall was asked.
     pub(super) quota: bool,
     /// Connections are deleted by address; noticed when it is first needed.
@@ -40,8 +42,15 @@ pub(super) struct NetCaps {
 
 impl NetCaps {
     /// Until somebody has looked.
-    pub(super) const ALL: Self =
-        Self { bridge: true, veth: true, vlan: true, tbf: true, quota: true, flow_filter: true };
+    pub(super) const ALL: Self = Self {
+        bridge: true,
+        veth: true,
+        vlan: true,
+        tbf: true,
+        limit: true,
+        quota: true,
+        flow_filter: true,
+    };
 
     /// Asks the kernel.
     pub(super) fn detect(links: &mut Channel) -> Self {
@@ -103,6 +112,10 @@ impl Domain {
     /// The kernel cannot delay packets.
     pub(super) fn police_speed(&mut self) {
         self.caps.tbf = false;
+        self.caps.limit = self.firewall.has_limits();
+        if !self.caps.limit {
+            return;
+        }
         if let Err(err) = self.firewall.police() {
             self.degrade_for("speed is not limited", &err);
         }

@@ -117,8 +117,23 @@ impl Channel {
         Ok(refusals)
     }
 
+    /// What a test wants refused of a batch.
+    #[cfg(test)]
+    fn refuse_one_of(&mut self, batch: &Messages) -> Result<(), Error> {
+        for index in 0..batch.len() {
+            let operation = batch.operation(index);
+            if let Some(at) = self.refused.iter().position(|(name, _)| *name == operation) {
+                let errno = self.refused.remove(at).1;
+                return Err(Refusal { index, operation, errno, text: String::new() }.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Sends an nf_tables batch (first message begin, last message end): all or nothing.
     pub(super) fn commit(&mut self, batch: &mut Messages) -> Result<(), Error> {
+        #[cfg(test)]
+        self.refuse_one_of(batch)?;
         let last = batch.len().saturating_sub(2);
         self.socket
             .make_room(batch.size_bytes())

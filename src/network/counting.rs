@@ -38,7 +38,7 @@ impl Domain {
     pub(super) fn meter(&self, attachment: &Attachment, address: std::net::Ipv4Addr) -> Meter {
         let owner = Owner::Instance(attachment.id.clone());
         let mut limits = attachment.limits;
-        if !self.caps.tbf {
+        if !self.caps.tbf && self.caps.limit {
             limits.download_kbit = attachment.download_kbit;
             limits.upload_kbit = attachment.upload_kbit;
         }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::nft::NEW_LIMIT;
 use super::shaping::LIMIT_SPEED;
 use crate::model::failure::Failure;
 use crate::model::id::{InstanceId, NetworkId};
@@ -106,12 +105,6 @@ impl Error {
     pub(super) fn is_missing_shaper(&self) -> bool {
         matches!(self, Self::Kernel(refusal)
             if refusal.operation == LIMIT_SPEED && refusal.errno == Errno::ENOENT)
-    }
-
-    /// The same for limits in rules.
-    pub(super) fn is_missing_limit(&self) -> bool {
-        matches!(self, Self::Kernel(refusal) if refusal.operation == NEW_LIMIT
-            && (refusal.errno == Errno::ENOENT || refusal.is_unsupported()))
     }
 
     /// Turns the "unknown kind" answers of the kernel into an error that names the feature.

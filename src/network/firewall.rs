@@ -210,18 +210,46 @@ impl Firewall {
 
     /// The kernel compares volumes with limits by itself.
     pub(super) fn has_quotas(&mut self) -> bool {
+        self.has_objects(object::QUOTA, nft::NEW_QUOTA, |batch| {
+            nft::new_quota(batch, PROBE, PROBE, 1, 0);
+        })
+    }
+
+    /// The kernel can drop what is too fast.
+    pub(super) fn has_limits(&mut self) -> bool {
+        self.has_objects(object::LIMIT, nft::NEW_LIMIT, |batch| {
+            nft::new_limit(batch, PROBE, PROBE, 1, 1);
+        })
+    }
+
+    /// Makes an object for a moment. A kernel that knows none of its kind says "no such entry", as
+    /// it does where somebody has deleted our rules; so that is asked apart from them.
+    fn has_objects(
+        &mut self,
+        kind: u32,
+        operation: &'static str,
+        add: impl FnOnce(&mut Messages),
+    ) -> bool {
         let Some(channel) = &mut self.channel else { return true };
         let mut batch = nft::begin();
         nft::new_table(&mut batch, PROBE);
-        nft::new_quota(&mut batch, PROBE, PROBE, 1, 0);
-        nft::delete_object(&mut batch, PROBE, object::QUOTA, PROBE);
+        add(&mut batch);
+        nft::delete_object(&mut batch, PROBE, kind, PROBE);
         nft::delete_table(&mut batch, PROBE);
         nft::end(&mut batch);
         let lacks = |refusal: &Refusal| {
-            refusal.operation == nft::NEW_QUOTA
+            refusal.operation == operation
                 && (refusal.errno == Errno::ENOENT || refusal.is_unsupported())
         };
         !matches!(commit(channel, &mut batch), Err(Error::Kernel(refusal)) if lacks(&refusal))
+    }
+
+    /// The kernel cannot carry out these operations, once each.
+    #[cfg(test)]
+    pub(super) fn refuse(&mut self, operations: &[(&'static str, Errno)]) {
+        if let Some(channel) = &mut self.channel {
+            channel.refused = operations.to_vec();
+        }
     }
 
     /// Before `start`: volumes are compared with limits in `stop_and_release` alone.

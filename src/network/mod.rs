@@ -311,10 +311,11 @@ impl NetThread {
         self.domain.pretended = caps;
     }
 
-    /// The kernel cannot carry out these operations on links of the host, once each.
+    /// The kernel cannot carry out these operations on links of the host or in the rules, once each.
     #[cfg(test)]
     fn refuse(&mut self, operations: &[(&'static str, nix::errno::Errno)]) {
         self.domain.links.refused = operations.to_vec();
+        self.domain.firewall.refuse(operations);
     }
 
     /// The wall clock of the thread.

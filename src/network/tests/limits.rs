@@ -5,9 +5,12 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use super::super::NetworkSettings;
+use nix::errno::Errno;
+
 use super::super::caps::NetCaps;
+use super::super::nft::NEW_LIMIT;
 use super::peer::Pair;
-use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_caps};
+use super::rig::{OUTSIDE, PATIENCE, Rig, on_a_host, with_caps, with_refusals};
 use super::traffic::{KIB, counted, upload};
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::thread::spawn;
@@ -199,6 +202,44 @@ fn without_tbf_the_rules_drop_what_is_too_fast() {
         both(rig, &a);
         rig.net.detach(&a.id).unwrap();
         assert!(!rig.nft_list("table inet aos").contains("lin_"));
+    });
+}
+
+/// A kernel that knows limits neither at links nor in rules says so as if the rules were gone.
+#[test]
+fn rules_without_limits_let_an_instance_run_that_may() {
+    const NO_LIMITS: &[(&str, Errno)] = &[(NEW_LIMIT, Errno::ENOENT)];
+    fn start(rig: &mut Rig) -> NetworkPlan {
+        rig.update(&[NET1]);
+        let [mut a, b] = two(rig);
+        a.quotas.download_kbit = Some(8_000);
+        rig.net.attach(&b).unwrap();
+        a
+    }
+    let settings = NetworkSettings::default();
+    with_refusals("limits_no_rules", settings, Some(NO_TBF), NO_LIMITS, |rig: &mut Rig| {
+        let mut a = start(rig);
+        let failure = rig.net.attach(&a).unwrap_err();
+        assert_eq!(failure.message, "kernel lacks tbf and limits of nf_tables");
+        assert_eq!(rig.namespaces().len(), 1);
+        assert!(rig.alerts().is_empty());
+        a.quotas.download_kbit = None;
+        rig.net.attach(&a).unwrap();
+    });
+    let settings = NetworkSettings { bandwidth_optional: true, ..NetworkSettings::default() };
+    with_refusals("limits_optional_rules", settings, Some(NO_TBF), NO_LIMITS, |rig: &mut Rig| {
+        let a = start(rig);
+        let rules = rig.generation();
+        rig.net.attach(&a).unwrap();
+        rig.net.adopt(&a).unwrap();
+        let alerts = rig.alerts();
+        assert!(matches!(&alerts[..], [one] if one.contains("speed is not limited")), "{alerts:?}");
+        // Nobody else has changed the rules, and nothing is tried in vain.
+        assert_eq!(rig.generation(), rules + 1);
+        assert!(!rig.nft_list("table inet aos").contains("lin_"));
+        rig.add_outside();
+        assert!(rig.try_connect(&a).is_some());
+        rig.net.detach(&a.id).unwrap();
     });
 }
 
