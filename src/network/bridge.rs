@@ -34,7 +34,7 @@ const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// The links of the host at one moment.
 #[derive(Debug)]
-struct View {
+pub(super) struct View {
     links: Vec<Link>,
     addresses: Vec<LinkAddress>,
     routes: Vec<Route>,
@@ -232,7 +232,7 @@ impl Domain {
         other.map_or(Ok(()), |other| Err(wanted.overlap(&other.wanted)))
     }
 
-    fn view(&mut self) -> Result<View, Error> {
+    pub(super) fn view(&mut self) -> Result<View, Error> {
         Ok(View {
             links: rtnl::links(&mut self.links)?,
             addresses: rtnl::addresses(&mut self.links)?,
@@ -408,24 +408,29 @@ impl Domain {
             self.miss_vlans();
             return None;
         }
-        let uplink = view.routes.iter().filter(|r| r.prefix == 0).min_by_key(|route| route.metric);
-        let parent = if self.settings.vlan_parent.is_empty() {
-            view.links.iter().find(|link| uplink.is_some_and(|route| route.link == link.index))
-        } else {
-            view.links.iter().find(|link| link.name == self.settings.vlan_parent)
-        };
-        let parent =
-            parent.filter(|link| link.ethernet && naming::network_of_alias(&link.alias).is_none());
+        let parent = self.way_out(view);
         if parent.is_none() {
             warn!("no VLAN for network: no Ethernet interface leads out network={id}");
         }
         parent
     }
 
+    /// The Ethernet interface that leads to other nodes: the configured one, or that of the best
+    /// default route.
+    pub(super) fn way_out<'a>(&self, view: &'a View) -> Option<&'a Link> {
+        let uplink = view.routes.iter().filter(|r| r.prefix == 0).min_by_key(|route| route.metric);
+        let parent = if self.settings.vlan_parent.is_empty() {
+            view.links.iter().find(|link| uplink.is_some_and(|route| route.link == link.index))
+        } else {
+            view.links.iter().find(|link| link.name == self.settings.vlan_parent)
+        };
+        parent.filter(|link| link.ethernet && naming::network_of_alias(&link.alias).is_none())
+    }
+
     /// The VLAN of a network that exists, and what carries it: ours by alias, one of which the
     /// database has the name, or one that the reference left in the bridge of this network. It stays where it is when the default route
     /// moves: the link to other nodes is wired.
-    fn standing_vlan<'a>(
+    pub(super) fn standing_vlan<'a>(
         &self,
         wanted: &Wanted,
         view: &'a View,
@@ -469,7 +474,7 @@ impl Domain {
     }
 
     /// Creates the VLAN; without it the network works on this node only.
-    fn raise_vlan(
+    pub(super) fn raise_vlan(
         &mut self,
         wanted: &Wanted,
         parent: Index,

@@ -423,6 +423,7 @@ impl Domain {
         self.make_spare(now);
         self.ending.tick(now);
         self.restore_rules(now);
+        self.seek_vlans(now);
         self.raise_doubtful(now);
         if self.traffic_deadline().is_some_and(|at| due(&at)) {
             self.store_traffic(now);

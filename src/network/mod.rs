@@ -8,7 +8,7 @@
 //! is recognised by aliases and by the prefix `aos_`, so that nothing foreign is touched and a crash
 //! leaves nothing unknown.
 //!
-//! Reading order: `settings`, `caps` (what the kernel can do), `plan` (checks), `domain` (state), `bridge` (networks), `attach`
+//! Reading order: `settings`, `caps` (what the kernel can do), `plan` (checks), `domain` (state), `bridge` (networks) with `vlans` and `rejoin`, `attach`
 //! (instances) with `limits` and `files`, `counting` with `traffic` (volumes), `notices` (what others do), `names`, `dns` with
 //! `packet`, `firewall` with `rules`, `accounting`, `found` and `conntrack`, `shaping`, then the encodings
 //! `rtnl`, `nft` with `expressions`, `listing`, `filter`, `wire` and the socket `channel`. Not here: the decision what is attached
@@ -45,6 +45,7 @@ mod rules;
 mod settings;
 mod shaping;
 mod traffic;
+mod vlans;
 mod wire;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use libc::sock_filter;
-use log::{debug, error, warn};
+use log::{error, warn};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use super::filter;
 use super::listing::{self, Count};
 use super::rtnl::{self, Index, LINK_GROUP, Link};
 use super::rules::TABLE;
+use super::vlans::Search;
 use super::wire::{self, Messages};
 use crate::model::id::NetworkId;
 use crate::sys::is_errno;
@@ -46,6 +47,8 @@ pub(super) struct Notices {
     /// Somebody changed our rules.
     pub(super) rules_changed: bool,
     rebuild_after: Duration,
+    /// For the VLANs that are missing.
+    pub(super) search: Search,
 }
 
 impl Notices {
@@ -66,12 +69,14 @@ impl Notices {
             listen(Family::Netfilter, &RULE_GROUPS, &filter::without_sender(own), RULES)
         });
         let rules = rules.transpose().map_err(failed)?;
-        Ok(Self { links, rules, rules_changed: false, rebuild_after: Duration::ZERO })
+        let (rules_changed, rebuild_after) = (false, Duration::ZERO);
+        Ok(Self { links, rules, rules_changed, rebuild_after, search: Search::default() })
     }
 
-    /// When rules are to be made anew.
+    /// When rules are to be made anew, or VLANs looked for.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        self.rules_changed.then_some(self.rebuild_after)
+        let rules = self.rules_changed.then_some(self.rebuild_after);
+        rules.into_iter().chain(self.search.next_deadline()).min()
     }
 }
 
@@ -158,10 +163,13 @@ impl Domain {
         let mut way_out = false;
         for notice in heard.notices {
             match notice {
-                rtnl::Notice::LinkGone(index) => self.link_gone(index),
+                rtnl::Notice::LinkGone { index, ours } => {
+                    way_out |= !ours;
+                    self.link_gone(index);
+                }
+                // Hardly ever of ours (`rtnl::notice_filter`).
                 rtnl::Notice::Link(link) => {
-                    // The parent of a VLAN that is wanted may be back.
-                    way_out |= link.up && link.name == self.settings.vlan_parent;
+                    way_out = true;
                     self.link_changed(&link);
                 }
                 rtnl::Notice::DefaultRoute => way_out = true,
@@ -173,7 +181,7 @@ impl Domain {
             way_out = true;
         }
         if way_out {
-            self.doubt_missing_vlans();
+            self.way_out_changed(now);
         }
         self.raise_doubtful(now);
     }
@@ -238,17 +246,6 @@ impl Domain {
         let concerned: Vec<NetworkId> = concerned.collect();
         for id in concerned {
             self.set_mtu(&id, link.mtu);
-        }
-    }
-
-    fn doubt_missing_vlans(&mut self) {
-        let unsupported = !self.caps.vlan;
-        for network in self.networks.values_mut() {
-            let without = network.standing.as_ref().is_some_and(|s| s.vlan.is_none());
-            if without && network.wanted.wants_vlan() && !unsupported {
-                debug!("looking for a VLAN parent again network={}", network.wanted.id);
-                network.standing = None;
-            }
         }
     }
 
@@ -329,7 +326,8 @@ mod tests {
             rtnl::delete_link(&mut messages, 500);
             channel.execute(&mut messages).unwrap();
             let heard = hear(&socket, rtnl::parse_notice).unwrap();
-            assert!(heard.notices.contains(&rtnl::Notice::LinkGone(500)) && !heard.lost);
+            let gone = rtnl::Notice::LinkGone { index: 500, ours: true };
+            assert!(heard.notices.contains(&gone) && !heard.lost);
         });
         thread.unwrap().join().unwrap();
     }

@@ -17,6 +17,7 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
@@ -52,6 +53,7 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 
 const AF_UNSPEC: u8 = 0;
@@ -69,6 +71,7 @@ const RTN_UNICAST: u8 = 1;
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
+const NEXT_HOP_HEADER: usize = 8;
 
 /// Group number of all our links, by which rules and `ip link show group` tell them at a glance.
 pub(super) const LINK_GROUP: u32 = 0x0061_6f73;
@@ -422,6 +425,7 @@ pub(super) fn parse_address(message: &Message<'_>) -> Option<LinkAddress> {
 pub(super) struct Route {
     pub(super) destination: Ipv4Addr,
     pub(super) prefix: u8,
+    /// Of several ways, the first one.
     pub(super) link: Index,
     pub(super) metric: u32,
     pub(super) gateway: Option<Ipv4Addr>,
@@ -439,25 +443,37 @@ pub(super) fn routes(channel: &mut Channel) -> Result<Vec<Route>, Error> {
 }
 
 pub(super) fn parse_route(message: &Message<'_>) -> Option<Route> {
-    let header = message.body.get(..ROUTE_HEADER)?;
-    let attributes = message.body.get(ROUTE_HEADER..)?;
+    if message.kind == RTM_NEWROUTE { read_route(message.body) } else { None }
+}
+
+fn read_route(body: &[u8]) -> Option<Route> {
+    let header = body.get(..ROUTE_HEADER)?;
+    let attributes = body.get(ROUTE_HEADER..)?;
     let table = wire::find(attributes, RTA_TABLE).and_then(|value| wire::read_u32(value, 0));
     let in_main = table.unwrap_or(u32::from(header[4])) == u32::from(RT_TABLE_MAIN);
-    if message.kind != RTM_NEWROUTE || header[0] != AF_INET || header[7] != RTN_UNICAST || !in_main
-    {
+    if header[0] != AF_INET || header[7] != RTN_UNICAST || !in_main {
         return None;
     }
     let number = |kind| wire::find(attributes, kind).and_then(|value| wire::read_u32(value, 0));
+    let ways = wire::find(attributes, RTA_MULTIPATH);
+    let (way, gateway) = ways.and_then(first_way).unzip();
     Some(Route {
         destination: wire::find(attributes, RTA_DST)
             .and_then(ipv4)
             .unwrap_or(Ipv4Addr::UNSPECIFIED),
         prefix: header[1],
-        link: number(RTA_OIF)?,
+        link: number(RTA_OIF).or(way)?,
         metric: number(RTA_PRIORITY).unwrap_or(0),
-        gateway: wire::find(attributes, RTA_GATEWAY).and_then(ipv4),
+        gateway: wire::find(attributes, RTA_GATEWAY).and_then(ipv4).or(gateway.flatten()),
         connected: header[6] == RT_SCOPE_LINK,
     })
+}
+
+/// Link and router of the first one of several ways to the same destination.
+fn first_way(ways: &[u8]) -> Option<(Index, Option<Ipv4Addr>)> {
+    let length = usize::from(wire::read_u16(ways, 0)?);
+    let attributes = ways.get(NEXT_HOP_HEADER..length)?;
+    Some((wire::read_u32(ways, 4)?, wire::find(attributes, RTA_GATEWAY).and_then(ipv4)))
 }
 
 /// Groups of the kernel for links and IPv4 routes.
@@ -474,8 +490,11 @@ pub(super) fn notice_filter() -> impl AsRef<[libc::sock_filter]> {
 pub(super) enum Notice {
     /// New, or something of it has changed.
     Link(Link),
-    LinkGone(Index),
-    /// A default route is new or has changed.
+    LinkGone {
+        index: Index,
+        ours: bool,
+    },
+    /// A default route is new, has changed or is gone. Not announced where it ends with its link.
     DefaultRoute,
 }
 
@@ -490,10 +509,12 @@ pub(super) fn parse_notice(message: &Message<'_>) -> Option<Notice> {
         }
         RTM_DELLINK => {
             of_link()?;
-            wire::read_u32(message.body, 4).map(Notice::LinkGone)
+            let group = wire::find(message.body.get(LINK_HEADER..)?, IFLA_GROUP);
+            let ours = group.and_then(|value| wire::read_u32(value, 0)) == Some(LINK_GROUP);
+            Some(Notice::LinkGone { index: wire::read_u32(message.body, 4)?, ours })
         }
-        RTM_NEWROUTE => {
-            parse_route(message).filter(|r| r.prefix == 0).map(|_| Notice::DefaultRoute)
+        RTM_NEWROUTE | RTM_DELROUTE => {
+            read_route(message.body).filter(|r| r.prefix == 0).map(|_| Notice::DefaultRoute)
         }
         _ => None,
     }
@@ -556,6 +577,47 @@ mod tests {
         .concat();
         let gateway = Ipv4Addr::new(172, 17, 0, 1);
         assert_eq!(body(|messages| set_default_route(messages, gateway, 2)), expect);
+    }
+
+    fn message(kind: u16, body: &[u8]) -> Message<'_> {
+        Message { kind, flags: 0, sequence: 0, body }
+    }
+
+    #[test]
+    fn the_first_of_several_ways_counts() {
+        let hop = |link: u8, router: u8| {
+            [[16, 0, 0, 0], [link, 0, 0, 0], [8, 0, 5, 0], [10, 0, 0, router]].concat()
+        };
+        let route = |ways: &[u8]| {
+            let length = 4 + u8::try_from(ways.len()).unwrap();
+            let start = [2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0, length, 0, 9, 0];
+            let bytes = [&start, ways].concat();
+            parse_route(&message(RTM_NEWROUTE, &bytes)).map(|route| (route.link, route.gateway))
+        };
+        let router = Ipv4Addr::new(10, 0, 0, 1);
+        assert_eq!(route(&[hop(5, 1), hop(6, 2)].concat()), Some((5, Some(router))));
+        assert_eq!(route(&[8, 0, 0, 0, 7, 0, 0, 0]), Some((7, None)));
+        assert_eq!(route(&[16, 0, 0, 0, 7, 0, 0, 0]), None);
+        assert_eq!(route(&[]), None);
+    }
+
+    #[test]
+    fn notices_tell_of_default_routes_and_of_links_that_go() {
+        let notice = |kind, body: &[u8]| parse_notice(&message(kind, body));
+        let router = Ipv4Addr::new(10, 0, 0, 1);
+        let default = body(|messages| set_default_route(messages, router, 2));
+        for kind in [RTM_NEWROUTE, RTM_DELROUTE] {
+            assert_eq!(notice(kind, &default), Some(Notice::DefaultRoute));
+            let mut other = default.clone();
+            other[1] = 24;
+            assert_eq!(notice(kind, &other), None);
+        }
+        // The list of all routes has none that are gone.
+        assert_eq!(parse_route(&message(RTM_DELROUTE, &default)), None);
+        for (group, ours) in [(LINK_GROUP, true), (0, false)] {
+            let link = body(|messages| set_group(messages, 7, group));
+            assert_eq!(notice(RTM_DELLINK, &link), Some(Notice::LinkGone { index: 7, ours }));
+        }
     }
 
     proptest! {

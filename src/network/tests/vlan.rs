@@ -4,9 +4,12 @@
 use std::net::Ipv4Addr;
 
 use super::super::NetworkSettings;
+use super::super::caps::NetCaps;
+use super::super::channel;
 use super::super::naming::LinkName;
-use super::super::rtnl::{self, Index, Link, LinkAddress, NewVlan};
-use super::rig::{Rig, UPLINK_INDEX, with_settings};
+use super::super::rtnl::{self, Index, LOOPBACK_INDEX, Link, LinkAddress, NewVlan};
+use super::super::wire::Messages;
+use super::rig::{OUTSIDE, Rig, UPLINK_INDEX, with_caps, with_settings};
 use crate::model::desired::NetworkParams;
 use crate::model::id::NetworkId;
 use crate::model::store::NetworkLinks;
@@ -18,6 +21,8 @@ const NODE1: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 const A: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
 /// An instance of the same network on the other node.
 const FAR: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 100);
+/// Another router out there.
+const SECOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 /// The other node's end of the uplink.
 const FAR_PARENT: Index = 2;
 
@@ -233,6 +238,126 @@ fn a_vlan_comes_and_goes_with_its_uplink() {
             wait_until("the end of the VLAN", || vlans(rig).is_empty());
             assert!(rig.instance(&plan).reaches(&rig.node(), NODE1).is_ok());
         }
+    });
+}
+
+/// A way out to which nothing else has led.
+struct Way {
+    metric: u32,
+    router: Option<Ipv4Addr>,
+    link: Index,
+}
+
+/// `RTM_NEWROUTE` or `RTM_DELROUTE` of a default route.
+fn change_route(messages: &mut Messages, kind: u16, way: &Way) {
+    let scope = if way.router.is_some() { 0 } else { 253 };
+    messages.add("change route", kind, channel::CREATE, |p| {
+        p.raw(&[2, 0, 0, 0, 254, 4, scope, 1, 0, 0, 0, 0]);
+        way.router.iter().for_each(|router| p.attribute(5, &router.octets()));
+        p.u32(4, way.link);
+        p.u32(6, way.metric);
+    });
+}
+
+/// A kernel that has no VLANs says so as soon as it is asked for one.
+fn was_asked(rig: &Rig) -> bool {
+    !vlans(rig).is_empty() || rig.alerts().iter().any(|text| text.contains("8021q"))
+}
+
+/// Also where the kernel has no VLANs.
+fn on_a_host_that_may_lack_vlans(test: &'static str, body: fn(&mut Rig)) {
+    let settings = NetworkSettings { firewall: false, ..NetworkSettings::default() };
+    with_caps(test, settings, Some(NetCaps::ALL), body);
+}
+
+const NEW_ROUTE: u16 = 24;
+const OLD_ROUTE: u16 = 25;
+/// As over a modem: nothing on which a VLAN could be made.
+const MODEM: Way = Way { metric: 100, router: None, link: LOOPBACK_INDEX };
+
+/// The best way out is a modem, behind it there is a wire.
+fn wire_behind_modem(rig: &Rig) {
+    rig.add_outside();
+    let wire = |metric| Way { metric, router: Some(OUTSIDE), link: UPLINK_INDEX };
+    let changed = rig.node().changes(|messages| {
+        change_route(messages, OLD_ROUTE, &wire(0));
+        change_route(messages, NEW_ROUTE, &MODEM);
+        change_route(messages, NEW_ROUTE, &wire(200));
+    });
+    changed.unwrap();
+    update(rig, 300);
+    assert!(!was_asked(rig));
+}
+
+#[test]
+fn a_vlan_comes_when_a_better_way_goes() {
+    on_a_host_that_may_lack_vlans("vlan_route_gone", |rig: &mut Rig| {
+        wire_behind_modem(rig);
+        rig.node().changes(|messages| change_route(messages, OLD_ROUTE, &MODEM)).unwrap();
+        wait_until("a VLAN", || was_asked(rig));
+    });
+}
+
+/// The kernel does not announce the end of its route.
+#[test]
+fn a_vlan_comes_when_the_link_of_a_better_way_goes_down() {
+    on_a_host_that_may_lack_vlans("vlan_link_down", |rig: &mut Rig| {
+        wire_behind_modem(rig);
+        rig.node().changes(|messages| rtnl::set_down(messages, MODEM.link)).unwrap();
+        wait_until("a VLAN", || was_asked(rig));
+    });
+}
+
+#[test]
+fn a_vlan_comes_with_the_first_of_several_ways() {
+    on_a_host_that_may_lack_vlans("vlan_multipath", |rig: &mut Rig| {
+        rig.add_outside();
+        let wire = Way { metric: 0, router: Some(OUTSIDE), link: UPLINK_INDEX };
+        rig.node().changes(|messages| change_route(messages, OLD_ROUTE, &wire)).unwrap();
+        update(rig, 300);
+        assert!(!was_asked(rig));
+        let changed = rig.node().changes(|messages| {
+            messages.add("add route", NEW_ROUTE, channel::CREATE, |p| {
+                p.raw(&[2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
+                p.group(9, |p| {
+                    for (link, router) in [(UPLINK_INDEX, OUTSIDE), (UPLINK_INDEX, SECOND)] {
+                        p.raw(&[16, 0, 0, 0]);
+                        p.raw(&link.to_ne_bytes());
+                        p.attribute(5, &router.octets());
+                    }
+                });
+            });
+        });
+        if changed.is_err() {
+            println!("SKIP vlan_multipath: kernel lacks routes with several ways");
+            return;
+        }
+        wait_until("a VLAN", || was_asked(rig));
+    });
+}
+
+#[test]
+fn a_vlan_comes_when_its_id_is_free() {
+    on_a_host("vlan_id_free", |rig: &mut Rig| {
+        if skips(rig, "vlan_id_free") {
+            return;
+        }
+        rig.add_outside_with_mtu(1400);
+        let name = &LinkName::try_from("theirs").unwrap();
+        let vlan = NewVlan { index: 5001, name, parent: UPLINK_INDEX, bridge: 0, vlan_id: 300 };
+        let changed = rig.node().changes(|messages| {
+            rtnl::new_vlan(messages, &vlan);
+            rtnl::set_group(messages, vlan.index, 0);
+        });
+        changed.unwrap();
+        update(rig, 300);
+        let plan = attached(rig);
+        rig.delete_link(vlan.index);
+        wait_until("a VLAN", || vlans(rig).iter().any(|link| link.alias == "aos:net:net1"));
+        add_far(rig, 10, 300);
+        assert_reached(rig, &plan);
+        let mtus: Vec<u32> = rig.links().into_iter().map(|link| link.mtu).collect();
+        assert_eq!(mtus, [1400; 3]);
     });
 }
 
