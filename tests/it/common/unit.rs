@@ -22,7 +22,7 @@ use super::{host, need, slowness, wait_until};
 /// A file system that is not the one of `/`, as in a product.
 pub const MEMORY: &str = "/dev/shm";
 
-/// Longest time for one command of the unit: its own waits end earlier.
+/// Longest time for one command of the unit, beyond what it names itself: its own waits end earlier.
 const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 
 /// Run parameters with which a crash loop ends within a second.
@@ -199,7 +199,8 @@ impl Unit {
         let start = self.sim.output.len();
         self.sim.write(&with_limit(command));
         let is_result = |line: &str| matches!(tag(line), "ok" | "FAILED");
-        let end = self.sim.output.find(start, COMMAND_LIMIT * slowness(), is_result);
+        let limit = COMMAND_LIMIT * slowness() + named_time(command).unwrap_or_default();
+        let end = self.sim.output.find(start, limit, is_result);
         let end = end.unwrap_or_else(|| panic!("{command}: no result"));
         let mut lines = self.sim.output.from(start);
         lines.truncate(end - start + 1);
@@ -235,7 +236,10 @@ impl Unit {
     /// said of it.
     pub fn statuses(&mut self) -> Vec<String> {
         let lines = self.say("status");
-        let details = lines.iter().filter(|line| line.starts_with("    "));
+        // What came in meanwhile has details too.
+        let is_answer = |line: &String| tag(line) == "unit" && line.contains(" service manager ");
+        let answer = lines.iter().position(is_answer).expect("an answer");
+        let details = lines[answer + 1..].iter().take_while(|line| tag(line).is_empty());
         details.map(|line| line.trim().to_owned()).collect()
     }
 
@@ -246,6 +250,16 @@ impl Unit {
             "service {id} {busybox} entrypoint=/busybox cmd=sh cmd=-c cmd='{script}' \
              config='{QUICK}' {more}"
         ));
+    }
+
+    /// As `sleeper`, but its first attempt to start is the last.
+    pub fn sleeper_with_one_try(&mut self, id: &str) {
+        let busybox = need::program("busybox").unwrap();
+        let config = r#"config='{"runParameters":{"startBurst":1,"startInterval":"120s"}}'"#;
+        self.say(&format!(
+            "service {id} {busybox} entrypoint=/busybox cmd=sleep cmd=10000 {config}"
+        ));
+        self.say(&format!("instance {id}"));
     }
 
     /// A service that runs until it is stopped, with one instance.
@@ -315,11 +329,12 @@ impl Unit {
         self.daemon = None;
     }
 
-    /// SIGKILL.
+    /// SIGKILL. Its stream to the CM has ended too: no later wait takes it for the next one.
     pub fn kill_daemon(&mut self) {
         assert!(!self.daemon().has_ended(), "the daemon has ended by itself");
         self.daemon().kill();
         self.daemon = None;
+        self.say("wait disconnected");
     }
 
     /// The daemon has ended by itself.
@@ -327,10 +342,11 @@ impl Unit {
         self.daemon().has_ended()
     }
 
-    /// Another daemon may be started after one that has ended by itself.
+    /// Another daemon may be started after one that has ended by itself, and its stream with it.
     pub fn bury_daemon(&mut self) {
         assert!(self.daemon().has_ended(), "the daemon lives");
         self.daemon = None;
+        self.say("wait disconnected");
     }
 
     /// As `say`, but it may fail.
@@ -422,7 +438,7 @@ impl Unit {
     /// The body of an answer over HTTP, asked from the node's side.
     pub fn get(&self, address: &str, path: &str) -> Option<String> {
         let address = address.parse().unwrap();
-        let limit = Duration::from_secs(2);
+        let limit = Duration::from_secs(10);
         let mut stream = self.space.inside(|| TcpStream::connect_timeout(&address, limit)).ok()?;
         stream.set_read_timeout(Some(limit)).unwrap();
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
@@ -511,13 +527,25 @@ fn ident_in(config: &Value) -> Option<String> {
 /// A wait without a limit of its own gets one that suits the platform.
 fn with_limit(command: &str) -> String {
     const USUAL_SECONDS: u32 = 30;
-    let last = command.rsplit(' ').next().unwrap_or_default();
-    let has_limit =
-        last.starts_with(|c: char| c.is_ascii_digit()) && last.ends_with(['s', 'm', 'h']);
+    let has_limit = named_time(command).is_some();
     if slowness() == 1 || has_limit || !command.starts_with("wait ") {
         return command.to_owned();
     }
     format!("{command} {}s", USUAL_SECONDS * slowness())
+}
+
+/// The time at the end of a command, if there is one: `90s`, `200ms`.
+fn named_time(command: &str) -> Option<Duration> {
+    let last = command.rsplit(' ').next()?;
+    let (number, unit) = last.split_at(last.find(|c: char| !c.is_ascii_digit())?);
+    let number = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_secs(60 * number)),
+        "h" => Some(Duration::from_secs(3600 * number)),
+        _ => None,
+    }
 }
 
 /// Who speaks in a line of the unit's output; empty for details.

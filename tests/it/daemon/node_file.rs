@@ -50,7 +50,6 @@ fn killed_at(unit: &mut Unit, step: u64, old: u64, is_replaced: bool) {
     unit.try_say(&command);
     wait_until("the death", || unit.daemon_is_dead());
     unit.bury_daemon();
-    unit.say("wait disconnected");
 
     let new = format!(r#"{},"version":"{next}.0.0"}}"#, document(next));
     let expect = if is_replaced { Some(new.clone()) } else { before };
@@ -70,7 +69,6 @@ fn killed_at(unit: &mut Unit, step: u64, old: u64, is_replaced: bool) {
     let names = host::names(Path::new(&unit.path("sm/work")));
     assert!(!names.iter().any(|name| name.ends_with(".tmp")), "{names:?}");
     unit.kill_daemon();
-    unit.say("wait disconnected");
 }
 
 #[test]

@@ -18,10 +18,10 @@ fn the_cm_is_away_at_start_and_later() {
     let pid = unit.pid_of("one/subject/0");
 
     for (away, back) in [("link down", "link up"), ("link end", "link accept")] {
+        unit.look();
         unit.say(away);
         unit.say("wait disconnected");
         unit.say(back);
-        unit.look();
         unit.say("wait registered");
         unit.expect("node config status: node node0");
         unit.expect("full status: 1 instances");

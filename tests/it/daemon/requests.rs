@@ -70,7 +70,6 @@ fn node_configuration() {
 
     // It is there in the next life too.
     unit.kill_daemon();
-    unit.say("wait disconnected");
     unit.look();
     unit.start_daemon();
     unit.say("wait registered");

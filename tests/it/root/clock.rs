@@ -81,7 +81,6 @@ fn the_wall_clock_jumps_to_1970_and_to_2038_while_instances_run() {
     WallClock::set(end_of_32_bits);
     let witness = unit.pid_of("witness/subject/0");
     unit.kill_daemon();
-    unit.say("wait disconnected");
     WallClock::set(clock.right());
     unit.start_daemon();
     unit.say("wait registered");

@@ -93,7 +93,6 @@ fn a_silent_server_does_not_hold_up_a_start_of_the_daemon() {
     unit.say("wait active");
     let pid = unit.pid_of("local/subject/0");
     unit.kill_daemon();
-    unit.say("wait disconnected");
     let storages = unit.path("sm/storages");
     let server = silent(&unit, &storages);
     unit.start_daemon();

@@ -142,7 +142,6 @@ fn a_device_that_disappears_fails_the_next_start_and_serves_again_when_it_is_bac
     unit.say("wait active other");
     // A restart of the daemon tells it too, and serves the other device.
     unit.kill_daemon();
-    unit.say("wait disconnected");
     unit.look();
     unit.start_daemon();
     unit.say("wait registered");
@@ -162,7 +161,6 @@ fn a_stored_node_configuration_that_cannot_be_used() {
     let mut unit = with_a_good_one(Setup::new());
     let good = unit.pid_of("good/subject/0");
     unit.kill_daemon();
-    unit.say("wait disconnected");
     let file = unit.path("sm/work/aos_node.cfg");
     write_plain(&file, b"{\"devices\": [{]", 0o600).unwrap();
     unit.look();

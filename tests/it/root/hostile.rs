@@ -93,10 +93,9 @@ fn programs_that_cannot_run(mut unit: Unit) {
     // Until then some are tried again, which makes them active for a moment.
     wait_until("the last try of each", || {
         let lines = unit.statuses();
-        // Messages that come in meanwhile are among the lines, in other words.
         let gave_up = |id: &str| {
-            let of = |line: &&String| line.starts_with(&format!("{id}/"));
-            lines.iter().filter(of).any(|line| line.contains(" failed (start limit reached"))
+            let line = lines.iter().find(|line| line.starts_with(&format!("{id}/")));
+            line.is_some_and(|line| line.contains(" failed (start limit reached"))
         };
         expect.iter().all(|(id, _)| gave_up(id))
     });
@@ -128,7 +127,7 @@ fn programs_that_cannot_run_with_crun() {
 #[test]
 fn an_instance_that_ignores_its_stop_signal_is_killed() {
     require!(root, memory, runc, busybox);
-    let mut unit = Setup::new().set("stopTimeout", "500ms").registered();
+    let mut unit = Setup::new().set("stopTimeout", "3s").registered();
     let script = "trap \"echo heard >>/storage/heard\" TERM; echo up >/storage/up; \
         while :; do /busybox sleep 0.05; done";
     unit.service("stubborn", script, "stop-signal=SIGTERM");
@@ -221,7 +220,6 @@ fn two_hundred_and_fifty_six_instances_at_once() {
     assert_eq!(unit.space.network_namespaces().len(), COUNT);
     // A crash of the daemon restarts none of them.
     unit.kill_daemon();
-    unit.say("wait disconnected");
     unit.look();
     unit.start_daemon();
     unit.say("wait registered");

@@ -61,7 +61,6 @@ fn quotas_of_new_starts_follow_the_cpus_that_are_online() {
 
     // The next life does not take that for a change.
     unit.kill_daemon();
-    unit.say("wait disconnected");
     unit.start_daemon();
     unit.say("wait registered");
     unit.say("wait active");

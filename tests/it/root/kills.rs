@@ -140,7 +140,6 @@ fn risky_life(unit: &mut Unit, point: &str, request: Request, force: bool) -> bo
     } else {
         unit.kill_daemon();
     }
-    unit.try_say("wait disconnected");
     dead
 }
 
@@ -154,7 +153,6 @@ fn good_life(unit: &mut Unit, request: Request, after: &str) {
     }
     wait_until(after, || is_in_order(unit, request));
     unit.kill_daemon();
-    unit.say("wait disconnected");
 }
 
 fn kills(setup: Setup, course: &Course, nth: u64) {

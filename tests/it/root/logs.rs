@@ -54,14 +54,21 @@ pub(super) fn with_journal() -> (Unit, Journald) {
     (unit, journald)
 }
 
-/// What a request gives.
+/// The answer to a request, and nothing that comes in meanwhile.
 fn logs(unit: &mut Unit, what: &str) -> Vec<String> {
     unit.look();
     // A daemon that has just started may not be there yet.
     unit.say("wait registered");
     unit.say(&format!("logs {what}"));
     unit.say("wait logs");
-    unit.seen()
+    let mut is_answer = false;
+    let mut lines = unit.seen();
+    lines.retain(|line| {
+        let is_detail = line.starts_with("    ");
+        is_answer = line.contains(" <- sm  log log-") || is_answer && is_detail;
+        is_answer
+    });
+    lines
 }
 
 pub(super) fn logs_with(unit: &mut Unit, what: &str, text: &str) -> Vec<String> {

@@ -32,18 +32,19 @@ fn wrapped(command: &str, instead: &str) -> (Unit, tempfile::TempDir) {
     (Setup::new().set("runtime", runtime.to_str().unwrap()).registered(), dir)
 }
 
+/// What is said of an instance that has had its only try.
+const GIVEN_UP: &str = "one/subject/0 version 1.0.0 failed error: start limit reached";
+
 #[test]
 fn a_missing_runtime() {
     require!(root, memory, busybox);
     let mut unit = Setup::new().set("runtime", "/nonexistent/runc").registered();
-    unit.sleeper("one");
+    unit.sleeper_with_one_try("one");
     unit.say("run");
-    unit.say("wait failed one");
-    let line = unit.expect("one/subject/0 version 1.0.0 failed error: ");
+    let line = unit.expect(GIVEN_UP);
     assert!(line.contains("/nonexistent/runc"), "{line}");
     unit.say("config get");
     unit.say("wait config");
-    // The next attempt may be under way.
     wait_until("the removal of a failed start", || unit.bundles().is_empty());
     unit.nothing_left();
     unit.stop_daemon();
@@ -57,10 +58,10 @@ fn a_runtime_that_fails() {
         "create",
         "echo '{\"level\":\"error\",\"msg\":\"the moon is in the way\"}' >$log; exit 3",
     );
-    unit.sleeper("one");
+    unit.sleeper_with_one_try("one");
     unit.say("run");
-    unit.expect("the moon is in the way");
-    unit.say("wait failed one");
+    let line = unit.expect(GIVEN_UP);
+    assert!(line.contains("the moon is in the way"), "{line}");
     wait_until("the removal of a failed start", || unit.bundles().is_empty());
     unit.nothing_left();
 
@@ -75,10 +76,10 @@ fn a_runtime_that_fails() {
 fn a_runtime_that_fails_to_start_what_it_created() {
     require!(root, memory, runc, busybox);
     let (mut unit, dir) = wrapped("start", "echo '{\"msg\":\"no start today\"}' >$log; exit 1");
-    unit.sleeper("one");
+    unit.sleeper_with_one_try("one");
     unit.say("run");
-    unit.expect("no start today");
-    unit.say("wait failed one");
+    let line = unit.expect(GIVEN_UP);
+    assert!(line.contains("no start today"), "{line}");
     wait_until("the removal of a failed start", || unit.bundles().is_empty());
     unit.nothing_left();
     fs::File::create(dir.path().join("good")).unwrap();
@@ -93,12 +94,12 @@ fn a_runtime_that_hangs() {
     require!(root, memory, runc, busybox);
     // The sleeping child has the output too: only the whole process group ends it.
     let (mut unit, dir) = wrapped("create", "sleep 10000");
-    once(&mut unit);
+    unit.sleeper_with_one_try("one");
     unit.say("run");
     // Nothing else waits for it.
     unit.say("config get");
     unit.say("wait config");
-    unit.say("wait failed one 60s");
+    unit.expect(GIVEN_UP);
     wait_until("the removal of a failed start", || unit.bundles().is_empty());
     unit.nothing_left();
     fs::File::create(dir.path().join("good")).unwrap();
@@ -113,7 +114,7 @@ fn a_runtime_that_hangs() {
 fn a_runtime_that_hangs_at_the_start_of_what_it_created() {
     require!(root, memory, runc, busybox);
     let (mut unit, dir) = wrapped("start", "sleep 10000");
-    once(&mut unit);
+    unit.sleeper_with_one_try("one");
     unit.sleeper("other");
     unit.say("run");
     unit.say("wait failed one 60s");
@@ -160,14 +161,6 @@ fn a_runtime_that_complains_on_its_error_output_only() {
         unit.stop_daemon();
         unit.nothing_left();
     }
-}
-
-/// A service whose first attempt to start is the last.
-fn once(unit: &mut Unit) {
-    let busybox = need::program("busybox").unwrap();
-    let once = r#"config='{"runParameters":{"startBurst":1,"startInterval":"120s"}}'"#;
-    unit.say(&format!("service one {busybox} entrypoint=/busybox cmd=sleep cmd=10000 {once}"));
-    unit.say("instance one");
 }
 
 #[test]

@@ -77,7 +77,6 @@ fn unwanted(unit: &mut Unit) {
     unit.say("stop");
     all.iter().for_each(|who| drop(unit.expect_stored(who, "heard", "heard")));
     unit.kill_daemon();
-    unit.say("wait disconnected");
     let groups = unit.groups();
     assert_eq!(groups.len(), INSTANCES);
     assert!(groups.iter().all(|(_, pids)| pids.len() == 1), "{groups:?}");

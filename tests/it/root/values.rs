@@ -236,8 +236,9 @@ fn check(cases: &[(&str, Fate)], declare: impl Fn(&mut Unit, &str, &str)) {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let runs = cases.iter().filter(|(_, fate)| matches!(fate, Runs)).count() + 1;
-    wait_until("the removal of failed starts", || unit.bundles().len() == runs);
-    assert_eq!(unit.groups().len(), runs);
+    wait_until("the removal of failed starts", || {
+        [unit.bundles().len(), unit.groups().len()] == [runs; 2]
+    });
     unit.stop_daemon();
     unit.nothing_left();
 }

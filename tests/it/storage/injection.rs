@@ -207,7 +207,6 @@ fn separators(setup: Setup) {
     let pid = unit.pid_of(&ident);
     unit.say("stop bad");
     unit.kill_daemon();
-    unit.say("wait disconnected");
     unit.start_daemon();
     unit.say("wait registered");
     unit.say("run");

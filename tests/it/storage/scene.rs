@@ -167,7 +167,6 @@ impl Scene {
         } else {
             self.unit.kill_daemon();
         }
-        self.unit.say("wait disconnected");
         dead
     }
 
@@ -187,7 +186,6 @@ impl Scene {
         assert!(settled.is_ok(), "{after}: {step:?} is not reached: {last:?}");
         self.instances_are_right(step, after);
         self.unit.kill_daemon();
-        self.unit.say("wait disconnected");
     }
 
     /// What is not as it should be: what is asked for is there once, and nothing else.
