@@ -104,8 +104,13 @@ impl log::Log for Collector {
 }
 
 /// Waits for a state of the kernel that nothing announces.
-pub(crate) fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
-    let end = monotonic() + PATIENCE;
+pub(crate) fn wait_until(what: &str, reached: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, reached);
+}
+
+/// `wait_until` for what is much work.
+pub(crate) fn wait_within(limit: Duration, what: &str, mut reached: impl FnMut() -> bool) {
+    let end = monotonic() + limit;
     while !reached() {
         assert!(monotonic() < end, "{what} does not happen");
         std::thread::yield_now();

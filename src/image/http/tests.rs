@@ -70,7 +70,7 @@ pub(crate) fn sized(body: &[u8]) -> Vec<u8> {
 pub(crate) fn limits() -> TimeLimits {
     TimeLimits {
         connect: Duration::from_secs(5),
-        stall: Duration::from_millis(300),
+        stall: Duration::from_secs(2),
         base: Duration::from_secs(20),
         min_bytes_per_s: 1 << 20,
         progress: Duration::ZERO,

@@ -79,7 +79,7 @@ fn failed_downloads_leave_nothing() {
     };
     let length = format!("Content-Length: {size}\r\n");
     let half = &content[..size / 2];
-    check(vec![Reply::Hold(ok(&length, half))], ("download failed: no data for 0.3 s", true));
+    check(vec![Reply::Hold(ok(&length, half))], ("download failed: no data for 2 s", true));
     let torn = || Reply::Send(ok(&length, half));
     let refused = Reply::Send(b"HTTP/1.1 503 x\r\n\r\n".to_vec());
     check(vec![torn(), refused], ("download failed: the server answered 503", true));

@@ -297,13 +297,22 @@ impl Rig {
         NetCaps::detect(&mut Channel::open(Family::Route).unwrap()).vlan
     }
 
-    /// A connection to the outside, if one comes about.
+    /// Whether a connection to the outside comes about, however busy the machine is.
+    pub(super) fn connects(&self, plan: &NetworkPlan) -> bool {
+        self.connect_within(plan, PATIENCE).is_some()
+    }
+
+    /// A connection to the outside, if one comes about soon.
     pub(super) fn try_connect(&self, plan: &NetworkPlan) -> Option<Pair> {
+        self.connect_within(plan, SILENCE)
+    }
+
+    fn connect_within(&self, plan: &NetworkPlan, limit: Duration) -> Option<Pair> {
         let port = self.take_port();
         let listener = self.outside().listen(port);
         let socket = SocketAddr::from((OUTSIDE, port));
         let client =
-            self.instance(plan).inside(|| TcpStream::connect_timeout(&socket, SILENCE)).ok()?;
+            self.instance(plan).inside(|| TcpStream::connect_timeout(&socket, limit)).ok()?;
         Some(Pair::new(client, listener.accept().unwrap().0))
     }
 
