@@ -17,7 +17,7 @@ use crate::model::id::NetworkId;
 use crate::model::store::NetworkLinks;
 use crate::ports::{Network, NetworkPlan};
 use crate::sys::netlink::{Family, Netlink};
-use crate::sys::testing::wait_until;
+use crate::sys::testing::{wait_until, wait_within};
 use crate::sys::time::monotonic;
 
 const NET1: (&str, &str, &str) = ("net1", "172.17.0.0/16", "172.17.0.1");
@@ -307,6 +307,7 @@ fn what_others_delete_comes_back() {
 /// One transaction that is larger than what a socket sends by itself.
 #[test]
 fn many_rules_are_made_anew_at_once() {
+    const LONG: Duration = Duration::from_secs(60);
     on_a_host("faults_many_rules", |rig: &mut Rig| {
         rig.update(&[NET1]);
         let instances: u8 = 100;
@@ -318,9 +319,9 @@ fn many_rules_are_made_anew_at_once() {
         }
         let ports = usize::from(instances) * 1024;
         // A list that is read while the kernel enlarges the set lacks some.
-        wait_until("all rules", || rig.keys(Set::Exposed) == ports);
+        wait_within(LONG, "all rules", || rig.keys(Set::Exposed) == ports);
         rig.flush_rules();
-        wait_until("rules anew", || rig.keys(Set::Exposed) == ports);
+        wait_within(LONG, "rules anew", || rig.keys(Set::Exposed) == ports);
         // That once: announcements of it that are lost are no reason to do it again.
         let (generation, end) = (rig.generation(), monotonic() + Duration::from_millis(1500));
         while monotonic() < end {
@@ -330,7 +331,7 @@ fn many_rules_are_made_anew_at_once() {
         rig.restart();
         // A machine that is busy with other tests may need longer than a caller waits.
         assert!((0..3).any(|_| rig.net.survey().len() == usize::from(instances)));
-        wait_until("all rules after a restart", || rig.keys(Set::Exposed) == ports);
+        wait_within(LONG, "all rules after a restart", || rig.keys(Set::Exposed) == ports);
     });
 }
 
