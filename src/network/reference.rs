@@ -21,7 +21,7 @@ const FIREWALL: &str = "/run/containers/cni/aos-firewall";
 const LOCK: &str = "lock";
 /// Below the working directory.
 const CNI: &str = "cni";
-/// A path in a command line is at most this long.
+/// Of the number in a pidfile, with a line end.
 const MAX_PID_BYTES: usize = 16;
 
 /// Removes all of it; errors are logged, and it is tried again at the next start.
