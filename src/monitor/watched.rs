@@ -17,6 +17,10 @@ use crate::monitor::rules::{PartitionTotal, Totals};
 use crate::monitor::{MonitorOutput, Target};
 use crate::ports::Now;
 
+/// Over a shorter time CPU use means nothing: the kernel updates its counters in batches, and a poll
+/// may come right after the start of an instance.
+const SHORTEST_SPAN: Duration = Duration::from_millis(100);
+
 /// A sampled instance.
 #[derive(Debug)]
 pub(crate) struct Watched {
@@ -84,14 +88,16 @@ impl Watched {
     /// CPU use since the sample before, in DMIPS; `None` when there is nothing to compare with.
     fn cpu_dmips(&mut self, cpu: CpuUse, tick: &Tick) -> Option<u64> {
         let now = tick.now.mono;
-        let before = self.cpu_before.replace((now, cpu.used_us));
         // A new group began to count after the tick before.
-        let (since, counter) = if cpu.fresh { (tick.before, 0) } else { before? };
-        let used_us = cpu.used_us.checked_sub(counter).unwrap_or(cpu.used_us);
-        let elapsed_us = u64::try_from(now.saturating_sub(since).as_micros()).unwrap_or(u64::MAX);
-        if elapsed_us == 0 || tick.max_dmips == 0 {
+        let before = if cpu.fresh { Some((tick.before, 0)) } else { self.cpu_before };
+        let (since, counter) = *self.cpu_before.insert(before.unwrap_or((now, cpu.used_us)));
+        let elapsed = now.saturating_sub(since);
+        if elapsed < SHORTEST_SPAN || tick.max_dmips == 0 {
             return None;
         }
+        self.cpu_before = Some((now, cpu.used_us));
+        let used_us = cpu.used_us.checked_sub(counter).unwrap_or(cpu.used_us);
+        let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         Some(share_of(tick.max_dmips, used_us, elapsed_us.saturating_mul(tick.cpus)))
     }
 
@@ -199,6 +205,20 @@ mod tests {
     }
 
     #[test]
+    fn a_moment_is_too_short_to_tell_a_load() {
+        let mut watched = watched();
+        let mut check = |used_us, now_ms, expect| {
+            let now = Now { mono: Duration::from_millis(now_ms), ..Now::default() };
+            let tick = Tick { now, before: Duration::ZERO, window: 1, max_dmips: 1000, cpus: 1 };
+            assert_eq!(watched.cpu_dmips(CpuUse { used_us, fresh: false }, &tick), expect);
+        };
+        check(0, 1000, None);
+        check(10_000, 1005, None);
+        check(10_000, 1099, None);
+        check(10_000, 1100, Some(100));
+    }
+
+    #[test]
     fn new_group_counts_from_the_tick_before() {
         let cpu = |used_us, fresh| CpuUse { used_us, fresh };
         let mut watched = watched();
@@ -212,6 +232,7 @@ mod tests {
         check(cpu(14_000_000, false), 20, 10, Some(500));
         check(cpu(2_000_000, true), 30, 20, Some(200)); // replaced
         check(cpu(2_000_000, false), 30, 30, None); // no time has passed
+        check(cpu(7_000_000, false), 40, 30, Some(500));
     }
 
     #[derive(Default)]
