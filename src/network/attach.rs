@@ -185,7 +185,8 @@ impl Domain {
 
     fn remember(&mut self, attachment: Attachment, wired: Option<Wired>) {
         let Attachment { id, ident, network, names, dns_servers, etc_dir, .. } = attachment;
-        let attached = Attached { network, ident, wired, names, dns_servers, etc_dir };
+        let keys = names::keys(&id, &names, &network);
+        let attached = Attached { network, ident, wired, keys, dns_servers, etc_dir };
         self.instances.insert(id.clone(), attached);
         self.make_known(&id);
     }
@@ -271,19 +272,15 @@ impl Domain {
 
     /// Names and ids are unique within a network, whatever their case, with and without its domain.
     fn check_names(&self, attachment: &Attachment) -> Result<(), Error> {
-        let domain = attachment.network.as_str().to_ascii_lowercase();
-        let keys = |id: &InstanceId, names: &[String]| -> Vec<(Box<str>, String)> {
-            let all = names.iter().cloned().chain([id.to_string()]);
-            all.map(|name| (names::key(&name, &domain), name)).collect()
-        };
-        let own = keys(&attachment.id, &attachment.names);
+        let own = names::keys(&attachment.id, &attachment.names, &attachment.network);
         let others = self
             .instances
             .iter()
             .filter(|(id, other)| other.network == attachment.network && **id != attachment.id);
-        for (taken, _) in others.flat_map(|(id, other)| keys(id, &other.names)) {
-            if let Some((_, name)) = own.iter().find(|(key, _)| *key == taken) {
-                return Err(Error::HostnameInUse(name.clone()));
+        for taken in others.flat_map(|(_, other)| &other.keys) {
+            if let Some(at) = own.iter().position(|key| key == taken) {
+                let name = attachment.names.get(at).cloned();
+                return Err(Error::HostnameInUse(name.unwrap_or(attachment.id.to_string())));
             }
         }
         Ok(())

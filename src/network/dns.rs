@@ -198,20 +198,17 @@ impl Dns {
         self.zones.get(id).map(|zone| zone.address)
     }
 
-    /// Makes an instance known under its id and these names, as `names::of_instance` gives them.
+    /// Makes an instance known under these keys, as `names::keys` gives them.
     pub(super) fn add(
         &mut self,
         network: &NetworkId,
         id: &InstanceId,
-        names: &[String],
+        keys: &[Box<str>],
         record: Record,
     ) {
         self.remove(network, id);
         let Some(zone) = self.zones.get_mut(network) else { return };
-        let domain = network.as_str().to_ascii_lowercase();
-        for name in names.iter().map(String::as_str).chain([id.as_str()]) {
-            zone.names.insert(super::names::key(name, &domain), record.address);
-        }
+        zone.names.extend(keys.iter().map(|key| (key.clone(), record.address)));
         zone.records.insert(id.clone(), record);
     }
 

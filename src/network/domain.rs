@@ -151,7 +151,8 @@ pub(super) struct Attached {
     pub(super) ident: InstanceIdent,
     /// `None`: loopback only.
     pub(super) wired: Option<Wired>,
-    pub(super) names: Vec<String>,
+    /// By which the responder of its network knows it.
+    pub(super) keys: Vec<Box<str>>,
     pub(super) dns_servers: Vec<IpAddr>,
     pub(super) etc_dir: PathBuf,
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::error::Error;
-use crate::model::id::{InstanceIdent, NetworkId};
+use crate::model::id::{InstanceId, InstanceIdent, NetworkId};
 use crate::model::node::Host;
 
 /// Longest name and label of the DNS.
@@ -44,11 +44,16 @@ pub(super) fn strip_domain<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
     if rest.is_empty() { Some(rest) } else { rest.strip_suffix('.') }
 }
 
-/// By which the responder of a network knows a name: lower case, without the domain, which is the id
-/// of the network in lower case. The domain itself may be the name of an instance.
-pub(super) fn key(name: &str, domain: &str) -> Box<str> {
-    let name = name.to_ascii_lowercase();
-    strip_domain(&name, domain).filter(|short| !short.is_empty()).unwrap_or(&name).into()
+/// By which the responder of a network knows an instance: its names, then its id, in lower case and
+/// without the domain, which is the id of the network. The domain itself may be the name of an
+/// instance.
+pub(super) fn keys(id: &InstanceId, names: &[String], network: &NetworkId) -> Vec<Box<str>> {
+    let domain = network.as_str().to_ascii_lowercase();
+    let key = |name: &str| -> Box<str> {
+        let name = name.to_ascii_lowercase();
+        strip_domain(&name, &domain).filter(|short| !short.is_empty()).unwrap_or(&name).into()
+    };
+    names.iter().map(String::as_str).chain([id.as_str()]).map(key).collect()
 }
 
 /// A host name goes into files that programs parse: letters, digits, `-`, `_` and single dots.

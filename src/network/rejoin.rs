@@ -45,7 +45,7 @@ impl Domain {
         if let Some(wired) = &instance.wired {
             let (ident, servers) = (instance.ident.clone(), instance.dns_servers.clone());
             let record = Record { ident, address: wired.address, servers };
-            self.dns.add(&instance.network, id, &instance.names, record);
+            self.dns.add(&instance.network, id, &instance.keys, record);
         }
     }
 

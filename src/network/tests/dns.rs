@@ -383,7 +383,8 @@ impl Bench {
         // Its host name looks like a name of another instance.
         let record = record(0, [172, 17, 0, 2], servers);
         let names = names::of_instance(&record.ident, Some("9.subj.svc"), &zone);
-        dns.add(&zone, &InstanceId::new("i"), &names, record);
+        let id = InstanceId::new("i");
+        dns.add(&zone, &id, &names::keys(&id, &names, &zone), record);
         Self { dns, poll, zone }
     }
 
@@ -391,7 +392,9 @@ impl Bench {
     fn add_far(&mut self, servers: &[IpAddr]) -> UdpSocket {
         let (zone, address) = (NetworkId::new("net2"), Ipv4Addr::new(127, 0, 0, 9));
         self.dns.open_zone(&zone, &LinkName::try_from("lo").unwrap(), address);
-        self.dns.add(&zone, &InstanceId::new("j"), &[], record(1, [172, 18, 0, 2], servers));
+        let id = InstanceId::new("j");
+        let keys = names::keys(&id, &[], &zone);
+        self.dns.add(&zone, &id, &keys, record(1, [172, 18, 0, 2], servers));
         let far = UdpSocket::bind((address, 0)).unwrap();
         far.connect((address, 53)).unwrap();
         far
